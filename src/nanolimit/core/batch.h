@@ -1,0 +1,43 @@
+/* batch.h: many checks at once, in order, as if one by one; their cache misses overlap.
+ *
+ * A check of a key among millions waits three times for memory: bucket, slot, and the pages' addresses of both. A group asks
+ * for all its buckets, then for all its slots, and then checks.
+ */
+#ifndef NL_BATCH_H
+#define NL_BATCH_H
+
+#include "table.h"
+
+enum { NL_GROUP = 32 };
+
+typedef struct {
+    uint64_t allowed, denied, untracked, displaced;
+} nl_tally;
+
+NL_ALWAYS_INLINE void nl_tally_add(nl_tally *tally, nl_outcome outcome) {
+    tally->allowed += (outcome & NL_ALLOWED) != 0;
+    tally->denied += (outcome & NL_ALLOWED) == 0;
+    tally->untracked += (outcome & NL_UNTRACKED) != 0;
+    tally->displaced += (outcome & NL_DISPLACED) != 0;
+}
+
+static inline void nl_tally_count(nl_counters *counters, uint32_t stripe, const nl_tally *tally) {
+    if (tally->allowed) nl_count(counters, stripe, NL_COUNT_ALLOWED, tally->allowed);
+    if (tally->denied) nl_count(counters, stripe, NL_COUNT_DENIED, tally->denied);
+    if (tally->untracked) nl_count(counters, stripe, NL_COUNT_OVERFLOWED, tally->untracked);
+    if (tally->displaced) nl_count(counters, stripe, NL_COUNT_EVICTED, tally->displaced);
+}
+
+/* n <= NL_GROUP; outcomes[i] is an nl_outcome. Waits where it must: call it without the GIL. */
+static inline void nl_check_group(nl_table *t, const nl_fingerprint *fps, uint32_t n, uint64_t now_ns, uint32_t cost,
+                                  unsigned char *outcomes, nl_tally *tally) {
+    for (uint32_t i = 0; i < n; i++) nl_prefetch_bucket(t, fps[i]);
+    for (uint32_t i = 0; i < n; i++) nl_prefetch_slot(t, fps[i]);
+    for (uint32_t i = 0; i < n; i++) {
+        nl_outcome outcome = nl_check(t, fps[i], now_ns, cost, true, NULL);
+        outcomes[i] = (unsigned char)outcome;
+        nl_tally_add(tally, outcome);
+    }
+}
+
+#endif

@@ -1,0 +1,250 @@
+/* log.h: one key's log: read it, deny by it, add to it. Knows slots, rings and chunks; knows nothing of how a slot is found.
+ *
+ * Deny: nothing is locked and nothing written. meta, the one stamp that decides, meta again, the fingerprint last; if nothing
+ *       changed, the stamp was the one that meta spoke of, and the key was this key.
+ * Allow: take the slot, look again, write stamps outside the published range, commit by one store of meta. Where a stamp
+ *       would overwrite a published one, the log without its expired stamps is published first, still owned.
+ *
+ * So every state that anyone can ever see, readers or the heirs of a dead owner, is the log before or the log after.
+ */
+#ifndef NL_LOG_H
+#define NL_LOG_H
+
+#include "chunk.h"
+#include "slot.h"
+
+typedef struct { /* a quota in ticks, and how slots are packed for it */
+    uint64_t tick_ns;
+    uint32_t window; /* ticks, rounded up */
+    uint32_t limit;
+    nl_shape shape;
+} nl_rule;
+
+static inline nl_rule nl_rule_of(uint32_t limit, uint64_t window_ns) {
+    nl_rule rule;
+    rule.tick_ns = nl_tick_ns_of(window_ns);
+    rule.window = (uint32_t)((window_ns + rule.tick_ns - 1) / rule.tick_ns);
+    rule.limit = limit;
+    rule.shape = nl_shape_of(limit, rule.tick_ns);
+    return rule;
+}
+
+typedef enum { /* bits */
+    NL_DENIED = 0,
+    NL_ALLOWED = 1,
+    NL_UNTRACKED = 2,   /* no room: decided by on_full */
+    NL_DISPLACED = 4,   /* a live key lost its log to this one */
+    NL_WOULD_WAIT = 8,  /* somebody is at it: nothing was done, nothing is held; ask again and wait */
+    NL_GONE = 16,       /* the slot is another key's by now: find again */
+    NL_NO_CHUNK = 32,   /* the log must grow, and there is no memory committed for it */
+    NL_UNDECIDED = 64,  /* a denial could not be shown without the slot */
+} nl_outcome;
+
+typedef struct { /* a log at one instant */
+    nl_ring ring;
+    uint32_t head, count; /* as published */
+    uint32_t expired;     /* the oldest so many are out */
+    uint32_t used;        /* count - expired */
+    uint32_t newest;      /* low bits; if count */
+    uint64_t newest_tick; /* in full; if used */
+} nl_log;
+
+typedef struct { /* what a Decision is made of: units that count, and the stamps that matter, as full ticks */
+    uint64_t now_ns;
+    uint64_t newest_tick, oldest_tick, deciding_tick; /* newest and oldest: if used; deciding: if denied */
+    uint32_t used;                                    /* after the decision */
+    uint32_t limit;
+} nl_view;
+
+NL_ALWAYS_INLINE nl_ring nl_ring_of(const nl_rule *rule, const nl_chunks *chunks, const nl_slot *slot, uint64_t meta) {
+    uint32_t selector = nl_meta_selector(meta);
+    if (NL_LIKELY(!selector)) {
+        nl_ring ring = {(uint32_t *)(uintptr_t)slot->ring, rule->shape.inline_stamps};
+        return ring;
+    }
+    return nl_chunk_ring(chunks, nl_load32(&slot->ring[NL_REFERENCES + (selector & 1)]));
+}
+
+/* Decodes the log. Without the slot's owner what comes out may be nonsense until meta proves unchanged; it is bounded
+ * nonsense: no index leaves its ring. False: not even that. */
+NL_ALWAYS_INLINE bool nl_log_read(const nl_rule *rule, const nl_chunks *chunks, const nl_slot *slot, uint64_t meta, nl_now now, nl_log *log) {
+    log->head = nl_meta_head(rule->shape, meta);
+    log->count = log->expired = nl_meta_count(rule->shape, meta);
+    log->ring = nl_ring_of(rule, chunks, slot, meta);
+    log->used = 0;
+    log->newest_tick = 0;
+    if (!log->count) return true;
+    if (NL_UNLIKELY(log->head >= log->ring.capacity || log->count > log->ring.capacity)) return false;
+    log->newest = nl_ring_get(log->ring, log->head, log->count - 1);
+    uint64_t epoch = now.tick >> NL_EPOCH_SHIFT;
+    int64_t since = nl_slot_epochs_since(rule->shape, slot, meta, epoch);
+    if (since >= 2) return true; /* more than 2^30 ticks, so more than a window */
+    uint32_t tick = (uint32_t)now.tick;
+    if (since < 0 || (int32_t)(tick - log->newest) < 0) tick = log->newest - 1; /* time never runs backwards inside a key */
+    log->expired = nl_ring_expired(log->ring, log->head, log->count, tick, rule->window);
+    log->used = log->count - log->expired;
+    const uint32_t low = (1u << NL_EPOCH_SHIFT) - 1;
+    log->newest_tick = ((epoch - (uint64_t)since) << NL_EPOCH_SHIFT) | (log->newest & low);
+    return true;
+}
+
+NL_ALWAYS_INLINE uint64_t nl_log_tick(const nl_log *log, uint32_t i) { /* of published stamp i, in full */
+    return log->newest_tick - (log->newest - nl_ring_get(log->ring, log->head, i));
+}
+
+static inline void nl_log_view(const nl_log *log, uint32_t limit, uint32_t cost, nl_now now, nl_view *view) {
+    view->now_ns = now.ns;
+    view->limit = limit;
+    view->used = log->used;
+    view->newest_tick = view->oldest_tick = view->deciding_tick = 0;
+    if (!log->used) return;
+    view->newest_tick = log->newest_tick;
+    view->oldest_tick = nl_log_tick(log, log->expired);
+    if (log->used + cost > limit) view->deciding_tick = nl_log_tick(log, log->expired + log->used + cost - limit - 1);
+}
+
+/* --- deny ------------------------------------------------------------------------------------------------------- */
+
+/* NL_DENIED, or NL_UNDECIDED: it seems to fit, or it changed while we looked: take the slot and see. */
+NL_ALWAYS_INLINE nl_outcome nl_log_deny(const nl_rule *rule, const nl_chunks *chunks, const nl_slot *slot, nl_fingerprint fp,
+                                        nl_now now, uint32_t limit, uint32_t cost) {
+    uint64_t meta = nl_load64_acquire(&slot->meta); /* acquire: the stamps that it publishes */
+    uint32_t count = nl_meta_count(rule->shape, meta);
+    if (count + cost <= limit) return NL_UNDECIDED; /* nothing need leave */
+    int64_t since = nl_slot_epochs_since(rule->shape, slot, meta, now.tick >> NL_EPOCH_SHIFT);
+    if (since >= 2) return NL_UNDECIDED;
+    nl_ring ring = nl_ring_of(rule, chunks, slot, meta);
+    uint32_t head = nl_meta_head(rule->shape, meta), i = count + cost - limit - 1;
+    if (NL_UNLIKELY(head >= ring.capacity || i >= ring.capacity)) return NL_UNDECIDED;
+    /* All stamps are within a window of the newest, so if now is behind the newest, this one has not left either. */
+    if (since >= 0 && nl_stamp_is_out(nl_ring_get(ring, head, i), (uint32_t)now.tick, rule->window)) return NL_UNDECIDED;
+    nl_fence_acquire(); /* what follows is read after the stamp */
+    if (NL_UNLIKELY(nl_load64(&slot->meta) != meta)) return NL_UNDECIDED;
+    if (nl_meta_selector(meta) && nl_ring_of(rule, chunks, slot, meta).stamps != ring.stamps) return NL_UNDECIDED;
+    if (NL_UNLIKELY(!nl_slot_is(slot, fp))) return NL_UNDECIDED;
+    return NL_DENIED;
+}
+
+/* The log as a view, read in the same way. False: it kept changing. */
+static inline bool nl_log_peek(const nl_rule *rule, const nl_chunks *chunks, const nl_slot *slot, nl_fingerprint fp, nl_now now,
+                               uint32_t limit, uint32_t cost, nl_view *view) {
+    for (int tries = 0; tries < 3; tries++) {
+        uint64_t meta = nl_load64_acquire(&slot->meta);
+        nl_log log;
+        if (!nl_log_read(rule, chunks, slot, meta, now, &log)) continue;
+        nl_log_view(&log, limit, cost, now, view);
+        nl_fence_acquire();
+        if (nl_load64(&slot->meta) == meta) return nl_slot_is(slot, fp);
+    }
+    return false;
+}
+
+/* --- allow ------------------------------------------------------------------------------------------------------ */
+
+/* The era that the log will need with a stamp in `epoch`. Moving it on changes no epoch that can be read; only a log that
+ * has expired altogether may be out of its reach, and is emptied first. */
+static inline void nl_slot_set_era(nl_shape s, nl_slot *slot, uint64_t meta, const nl_log *log, uint64_t epoch) {
+    uint64_t reach = ~(uint64_t)0 >> s.epoch_shift;
+    if (log->count && epoch - nl_load32(&slot->ring[NL_ERA]) <= reach) return;
+    if (log->used) {
+        nl_store32(&slot->ring[NL_ERA], (uint32_t)(log->newest_tick >> NL_EPOCH_SHIFT));
+    } else {
+        nl_slot_publish(slot, nl_meta_of(s, nl_meta_selector(meta), 0, 0, 0));
+        nl_store32(&slot->ring[NL_ERA], (uint32_t)epoch);
+    }
+}
+
+/* Which ring a log of so many stamps should have: grow when full; come back when four times too large. 0: the slot's own. */
+NL_ALWAYS_INLINE uint32_t nl_log_capacity_for(nl_shape s, uint32_t selector, uint32_t capacity, uint32_t stamps) {
+    if (NL_LIKELY(stamps <= capacity && (!selector || (stamps > s.inline_stamps && 4 * stamps > capacity)))) return capacity;
+    if (stamps <= s.inline_stamps) return selector ? 0 : capacity;
+    return 1u << (NL_CHUNK_LEAST_SHIFT + nl_chunk_class_of(stamps));
+}
+
+NL_ALWAYS_INLINE void nl_ring_put(nl_ring ring, uint32_t head, uint32_t at, uint32_t stamp, uint32_t cost) {
+    for (uint32_t i = 0; i < cost; i++) nl_store32(nl_ring_at(ring, head, at + i), stamp);
+}
+
+/* Writes the log, with its new stamps, into another ring, and commits. Owning the slot; copies at most 2,047 stamps. False:
+ * no chunk is to be had, and nothing is changed. */
+static NL_NOINLINE bool nl_log_move(const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t meta, const nl_log *log,
+                                          uint32_t capacity, uint32_t stamp, uint32_t cost, uint64_t epoch) {
+    uint32_t selector = nl_meta_selector(meta), to_selector = 0, reference = NL_CHUNK_NONE;
+    nl_ring to = {slot->ring, rule->shape.inline_stamps};
+    nl_gate_enter();
+    if (capacity) {
+        reference = nl_chunk_take(chunks, nl_chunk_class_of(capacity));
+        if (reference == NL_CHUNK_NONE || reference == (uint32_t)NL_CHUNK_UNCOMMITTED) {
+            nl_gate_leave();
+            return false;
+        }
+        to = nl_chunk_ring(chunks, reference);
+        to_selector = selector == 1 ? 2 : 1;
+    }
+    uint32_t left = selector ? nl_load32(&slot->ring[NL_REFERENCES + (selector & 1)]) : NL_CHUNK_NONE;
+    for (uint32_t i = 0; i < log->used; i++) nl_store32(&to.stamps[i], nl_ring_get(log->ring, log->head, log->expired + i));
+    nl_ring_put(to, 0, log->used, stamp, cost);
+    if (to_selector) nl_store32(&slot->ring[NL_REFERENCES + (to_selector & 1)], reference);
+    nl_slot_commit(slot, nl_meta_of(rule->shape, to_selector, 0, log->used + cost, epoch));
+    if (left) nl_chunk_give(chunks, left);
+    nl_gate_leave();
+    return true;
+}
+
+/* Decides and counts, owning the slot, whose published meta is `meta`; lets go of it in every case. */
+NL_ALWAYS_INLINE nl_outcome nl_log_allow_owned(const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t meta, nl_now now,
+                                               uint32_t limit, uint32_t cost, nl_view *view) {
+    nl_log log;
+    if (NL_UNLIKELY(!nl_log_read(rule, chunks, slot, meta, now, &log))) { /* only a damaged file has such */
+        log.count = log.used = log.expired = 0;
+        meta = 0;
+    }
+    if (log.used + cost > limit) {
+        if (view) nl_log_view(&log, limit, cost, now, view);
+        nl_slot_commit(slot, meta);
+        return NL_DENIED;
+    }
+    uint64_t tick = nl_now_rounded_up(now, rule->tick_ns);
+    if (log.used && tick < log.newest_tick) tick = log.newest_tick;
+    uint32_t stamp = (uint32_t)tick, stamps = log.used + cost;
+    uint64_t epoch = tick >> NL_EPOCH_SHIFT;
+    if (view) {
+        nl_log_view(&log, limit, 0, now, view);
+        view->newest_tick = tick;
+        if (!log.used) view->oldest_tick = tick;
+        view->used = stamps;
+    }
+    nl_fence_release(); /* whoever sees a stamp that we write now sees, after an acquire fence, that meta has changed */
+    if (NL_UNLIKELY(rule->shape.has_era)) nl_slot_set_era(rule->shape, slot, meta, &log, epoch);
+    uint32_t selector = nl_meta_selector(meta);
+    uint32_t capacity = nl_log_capacity_for(rule->shape, selector, log.ring.capacity, stamps);
+    if (NL_UNLIKELY(capacity != log.ring.capacity)) {
+        if (nl_log_move(rule, chunks, slot, meta, &log, capacity, stamp, cost, epoch)) return NL_ALLOWED;
+        capacity = log.ring.capacity;
+        if (stamps > capacity) {
+            nl_slot_commit(slot, meta);
+            return NL_NO_CHUNK;
+        }
+    }
+    uint32_t head = log.head + log.expired;
+    if (head >= capacity) head -= capacity;
+    if (log.count + cost > capacity) /* the new stamps go where expired ones are still published */
+        nl_slot_publish(slot, nl_meta_of(rule->shape, selector, head, log.used, log.newest_tick >> NL_EPOCH_SHIFT));
+    nl_ring_put(log.ring, head, log.used, stamp, cost);
+    nl_slot_commit(slot, nl_meta_of(rule->shape, selector, head, stamps, epoch));
+    return NL_ALLOWED;
+}
+
+/* Takes the slot first. */
+NL_ALWAYS_INLINE nl_outcome nl_log_allow(const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, nl_fingerprint fp, nl_now now,
+                                         uint32_t limit, uint32_t cost, bool wait, nl_view *view) {
+    uint64_t meta;
+    if (NL_UNLIKELY(!nl_slot_take(slot, &meta, wait))) return NL_WOULD_WAIT;
+    if (NL_UNLIKELY(!nl_slot_is(slot, fp))) {
+        nl_slot_commit(slot, meta);
+        return NL_GONE;
+    }
+    return nl_log_allow_owned(rule, chunks, slot, meta, now, limit, cost, view);
+}
+
+#endif

@@ -1,0 +1,174 @@
+/* segment.h: the index: which slot has a fingerprint.
+ *
+ * A segment is a page of 64 buckets, a bucket a cache line:
+ *
+ *      tags[0]: 8 tags | tags[1]: 4 tags, passed : 32 | ids[12]
+ *
+ * A fingerprint's low 32 bits choose the segment (table.h), bits 40..45 its home bucket, the top byte its tag (0 is 'empty').
+ * An entry whose home is full stands in the next bucket with room; each full bucket that it walked past counts it in
+ * `passed`, and a search goes on to the next bucket only while that is not 0. Removing takes the same walk back.
+ *
+ * The segment's lock guards all changes. Readers hold nothing: what they read may be stale, torn between words, or of a
+ * segment that has just been split; the fingerprint in the slot is the only truth. A reader that finds nothing asks again
+ * under the lock. Zeros are a valid empty segment, so that empty pages can go back to the system; the header stands apart.
+ */
+#ifndef NL_SEGMENT_H
+#define NL_SEGMENT_H
+
+#include "slab.h"
+
+enum {
+    NL_BUCKET_ENTRIES = 12,
+    NL_SEGMENT_BUCKETS = 64,
+    NL_SEGMENT_ENTRIES = NL_BUCKET_ENTRIES * NL_SEGMENT_BUCKETS,
+    NL_SEGMENT_SPLITS_AT = 690, /* of 768: beyond, walks grow long */
+    NL_DEPTH_MOST = 32,
+};
+
+typedef struct {
+    uint64_t tags[2];
+    uint32_t ids[NL_BUCKET_ENTRIES];
+} nl_bucket;
+
+typedef struct {
+    nl_lock lock;
+    uint32_t used;
+    uint16_t depth;  /* how many low bits of a fingerprint all its entries share */
+    uint16_t dropped; /* its page of buckets was handed back */
+    uint32_t prefix; /* those bits */
+} nl_segment;
+
+NL_ALWAYS_INLINE uint32_t nl_home_of(nl_fingerprint fp) { return (uint32_t)(fp.lo >> 40) & (NL_SEGMENT_BUCKETS - 1); }
+NL_ALWAYS_INLINE uint32_t nl_tag_of(nl_fingerprint fp) {
+    uint32_t tag = (uint32_t)(fp.lo >> 56);
+    return tag + !tag;
+}
+
+#define NL_BYTES(x) (0x0101010101010101u * (uint64_t)(x))
+NL_ALWAYS_INLINE uint64_t nl_zero_bytes(uint64_t word) { /* 0x80 in each byte that is 0; exact */
+    return ~(((word & NL_BYTES(0x7f)) + NL_BYTES(0x7f)) | word | NL_BYTES(0x7f));
+}
+/* The places of a bucket whose tag is `tag`: bit 8i+7 of hit[0] is entry i, of hit[1] entry 8+i. */
+NL_ALWAYS_INLINE void nl_bucket_hits(uint64_t tags0, uint64_t tags1, uint32_t tag, uint64_t hit[2]) {
+    hit[0] = nl_zero_bytes(tags0 ^ NL_BYTES(tag));
+    hit[1] = nl_zero_bytes(tags1 ^ NL_BYTES(tag)) & 0x80808080u;
+}
+NL_ALWAYS_INLINE uint32_t nl_next_hit(uint64_t hit[2]) { /* one of them is not 0 */
+    uint32_t word = !hit[0], i = nl_lowest_bit64(hit[word]) >> 3;
+    hit[word] &= hit[word] - 1;
+    return 8 * word + i;
+}
+NL_ALWAYS_INLINE uint32_t nl_bucket_passed(uint64_t tags1) { return (uint32_t)(tags1 >> 32); }
+
+/* Finds the slot of a fingerprint. With or without the segment's lock; NULL counts only with it. */
+NL_ALWAYS_INLINE nl_slot *nl_segment_find(const nl_bucket *buckets, const nl_slab *slab, nl_fingerprint fp) {
+    uint32_t at = nl_home_of(fp), tag = nl_tag_of(fp);
+    for (int walked = 0; walked < NL_SEGMENT_BUCKETS; walked++) {
+        const nl_bucket *bucket = &buckets[at];
+        uint64_t tags1 = nl_load64(&bucket->tags[1]), hit[2];
+        nl_bucket_hits(nl_load64(&bucket->tags[0]), tags1, tag, hit);
+        while (hit[0] | hit[1]) {
+            uint32_t id = nl_load32(&bucket->ids[nl_next_hit(hit)]);
+            if (NL_UNLIKELY(id >= slab->most)) continue; /* only a damaged file has such */
+            nl_slot *slot = nl_slab_slot(slab, id);
+            if (NL_LIKELY(nl_slot_is(slot, fp))) return slot;
+        }
+        if (NL_LIKELY(!nl_bucket_passed(tags1))) return NULL;
+        at = (at + 1) & (NL_SEGMENT_BUCKETS - 1);
+    }
+    return NULL;
+}
+
+static inline void nl_bucket_set_tag(nl_bucket *bucket, uint32_t place, uint32_t tag) {
+    uint64_t *word = &bucket->tags[place >> 3];
+    uint32_t shift = 8 * (place & 7);
+    nl_store64_release(word, (*word & ~((uint64_t)0xff << shift)) | (uint64_t)tag << shift);
+}
+
+static inline void nl_bucket_pass(nl_bucket *bucket, uint64_t one) { nl_store64(&bucket->tags[1], bucket->tags[1] + (one << 32)); }
+
+/* Adds an entry. Under the lock. False: all 768 places are taken. */
+static inline bool nl_segment_add(nl_segment *segment, nl_bucket *buckets, nl_fingerprint fp, uint32_t id) {
+    uint32_t at = nl_home_of(fp);
+    if (segment->used == NL_SEGMENT_ENTRIES) return false;
+    for (;;) {
+        nl_bucket *bucket = &buckets[at];
+        uint64_t free_places[2];
+        nl_bucket_hits(bucket->tags[0], bucket->tags[1], 0, free_places);
+        if (free_places[0] | free_places[1]) {
+            uint32_t place = nl_next_hit(free_places);
+            nl_store32(&bucket->ids[place], id);
+            nl_bucket_set_tag(bucket, place, nl_tag_of(fp));
+            segment->used++;
+            return true;
+        }
+        nl_bucket_pass(bucket, 1);
+        at = (at + 1) & (NL_SEGMENT_BUCKETS - 1);
+    }
+}
+
+/* Removes the entry (fp, id), if it is there. Under the lock. */
+static inline bool nl_segment_remove(nl_segment *segment, nl_bucket *buckets, nl_fingerprint fp, uint32_t id) {
+    uint32_t at = nl_home_of(fp), tag = nl_tag_of(fp);
+    for (int walked = 0; walked < NL_SEGMENT_BUCKETS; walked++) {
+        nl_bucket *bucket = &buckets[at];
+        uint64_t hit[2];
+        nl_bucket_hits(bucket->tags[0], bucket->tags[1], tag, hit);
+        while (hit[0] | hit[1]) {
+            uint32_t place = nl_next_hit(hit);
+            if (bucket->ids[place] != id) continue;
+            nl_bucket_set_tag(bucket, place, 0);
+            nl_store32(&bucket->ids[place], 0);
+            for (at = nl_home_of(fp); walked; walked--, at = (at + 1) & (NL_SEGMENT_BUCKETS - 1))
+                nl_bucket_pass(&buckets[at], (uint64_t)-1);
+            segment->used--;
+            return true;
+        }
+        if (!nl_bucket_passed(bucket->tags[1])) return false;
+        at = (at + 1) & (NL_SEGMENT_BUCKETS - 1);
+    }
+    return false;
+}
+
+/* Moves the entries whose fingerprints have bit `depth` set to a new segment (filled, nobody sees it yet). Under the lock of
+ * the old one. The caller publishes the new segment in the directory between the two halves. */
+typedef struct {
+    uint32_t ids[NL_SEGMENT_ENTRIES];
+    nl_fingerprint stay[NL_SEGMENT_ENTRIES];
+    uint32_t staying;
+} nl_split;
+
+static inline void nl_segment_fill(const nl_bucket *from, const nl_slab *slab, uint32_t depth, nl_segment *to,
+                                   nl_bucket *to_buckets, nl_split *split) {
+    split->staying = 0;
+    for (int at = 0; at < NL_SEGMENT_BUCKETS + 2; at++) {
+        if (at < NL_SEGMENT_BUCKETS) { /* the slots are anywhere in memory: ask for them two buckets ahead */
+            for (int i = 0; i < NL_BUCKET_ENTRIES; i++) NL_PREFETCH(nl_slab_slot(slab, from[at].ids[i]));
+        }
+        if (at < 2) continue;
+        const nl_bucket *bucket = &from[at - 2];
+        for (uint32_t i = 0; i < NL_BUCKET_ENTRIES; i++) {
+            if (!(bucket->tags[i >> 3] >> 8 * (i & 7) & 0xff)) continue;
+            const nl_slot *slot = nl_slab_slot(slab, bucket->ids[i]);
+            nl_fingerprint fp = {slot->fingerprint[0], slot->fingerprint[1]};
+            if (fp.lo >> depth & 1) {
+                nl_segment_add(to, to_buckets, fp, bucket->ids[i]);
+            } else {
+                split->ids[split->staying] = bucket->ids[i];
+                split->stay[split->staying++] = fp;
+            }
+        }
+    }
+}
+
+/* Readers miss entries for a moment; they come back under the lock. */
+static inline void nl_segment_keep(nl_segment *segment, nl_bucket *buckets, const nl_split *split) {
+    for (int at = 0; at < NL_SEGMENT_BUCKETS; at++) {
+        nl_store64(&buckets[at].tags[0], 0);
+        nl_store64(&buckets[at].tags[1], 0);
+    }
+    segment->used = 0;
+    for (uint32_t i = 0; i < split->staying; i++) nl_segment_add(segment, buckets, split->stay[i], split->ids[i]);
+}
+
+#endif

@@ -1,0 +1,496 @@
+/* table.h: the whole: a bounded set of keys and their logs, that many threads use at once.
+ *
+ *      fingerprint --low bits--> directory --> segment --bucket, tag--> slot id --> slot (in the slab) --> chunk, if long
+ *
+ *   directory   u32 segment numbers; doubles in place. The only pointers are this process's own, to where the regions begin:
+ *               everything stored is a number, so that the same bytes can serve in a file.
+ *   segment     splits in two when 690 of its 768 places are taken: extendible hashing (Fagin, Nievergelt, Pippenger and
+ *               Strong, 1979), so no call ever moves more than one segment's entries.
+ *   slot        48 bytes that never move. A key that holds no live stamp is idle: it holds no information, and its slot goes
+ *               to whoever needs one. A hand walks the slab, a few slots an insert, and finds them; that is all the expiry.
+ *
+ * How a check goes: find the slot without locks; deny without locks (log.h); else take the slot and count. A key that was not
+ * found is looked for again under its segment's lock, and inserted there.
+ *
+ * Order of locks: segment, then slot, then directory, slab or chunks. Under a segment's lock slots are only tried, never
+ * waited for (an owned slot isn't idle); nobody waits for a segment while owning a slot.
+ */
+#ifndef NL_TABLE_H
+#define NL_TABLE_H
+
+#include "counters.h"
+#include "log.h"
+#include "segment.h"
+
+enum { NL_HAND_STEP = 4, NL_HAND_LAST = 32, NL_SMALL_TABLE = 1024 };
+enum { NL_ON_FULL_ALLOW, NL_ON_FULL_DENY, NL_ON_FULL_EVICT };
+enum { NL_KEY_STR1, NL_KEY_STR2, NL_KEY_STR4, NL_KEY_BYTES, NL_KEY_INT, NL_KEY_INT_NEGATIVE, NL_KEY_INT_LARGE, NL_KEY_UUID,
+       NL_KEY_ADDRESS, NL_KEY_TUPLE, NL_KEY_KINDS };
+/* Why a call must not take the short way; all off in a plain limiter. */
+enum { NL_FLAG_CLOSED = 1, NL_FLAG_CLOCK = 2, NL_FLAG_EVENTS = 4 };
+
+typedef struct { /* stored: what all users of the table share */
+    uint64_t secret[2];
+    uint64_t window_ns;
+    uint32_t limit;     /* may change at run time */
+    uint32_t mask;      /* the directory's size - 1 */
+    uint32_t segments;  /* made so far */
+    uint32_t dropped;   /* of them, with their page handed back */
+    nl_lock directory_lock;
+    nl_slab_state slab;
+    nl_chunk_state chunks;
+    nl_counters counters;
+} nl_head;
+
+typedef struct { /* one process's view of a table */
+    uint32_t flags;
+    uint32_t on_full;
+    nl_rule rule;
+    nl_head *head;
+    uint32_t *directory;
+    nl_bucket *buckets;
+    nl_segment *segments;
+    nl_slab slab;
+    nl_chunks chunks;
+    nl_region memory, head_region, directory_region, segment_region, bucket_region;
+    size_t page_bytes;
+    nl_hash_seed seeds[NL_KEY_KINDS];
+} nl_table;
+
+typedef struct {
+    uint32_t limit;
+    uint64_t window_ns;
+    uint32_t max_keys;
+    uint32_t on_full;
+    uint64_t secret[2];
+} nl_config;
+
+/* --- a table's life --------------------------------------------------------------------------------------------- */
+
+static inline uint64_t nl_power_of_two_above(uint64_t n) {
+    uint64_t p = 1;
+    while (p < n) p <<= 1;
+    return p;
+}
+
+/* Room to grow for the segments and the directory, and for nothing else. With nothing held. */
+static inline bool nl_index_commit(nl_table *t) {
+    uint64_t segments = (uint64_t)nl_load32(&t->head->segments) + 4, entries = 2 * ((uint64_t)nl_load32(&t->head->mask) + 1);
+    uint64_t most = t->bucket_region.bytes / (NL_SEGMENT_BUCKETS * sizeof(nl_bucket));
+    if (segments > most) segments = most;
+    if (entries * 4 > t->directory_region.bytes) entries = t->directory_region.bytes / 4;
+    return nl_region_commit(&t->segment_region, segments * sizeof(nl_segment), t->page_bytes) &&
+           nl_region_commit(&t->bucket_region, segments * NL_SEGMENT_BUCKETS * sizeof(nl_bucket), t->page_bytes) &&
+           nl_region_commit(&t->directory_region, entries * 4, t->page_bytes);
+}
+
+/* Reserves what max_keys can come to need, commits what an empty table needs. False: the system has no such room. */
+static inline bool nl_table_open(nl_table *t, const nl_config *config) {
+    memset(t, 0, sizeof *t);
+    const uint64_t keys = config->max_keys, page = t->page_bytes = nl_page_bytes();
+    const uint64_t segments = keys / 128 + 8; /* they are at least half of 690 full, on average 70 % */
+    t->rule = nl_rule_of(config->limit, config->window_ns);
+    t->on_full = config->on_full;
+    uint64_t chunk_bytes = 0;
+    if (t->rule.shape.has_chunks) { /* each key's log in full, and once more for those that are just growing */
+        chunk_bytes = 2 * keys * 4 * nl_power_of_two_above(config->limit) + (NL_CHUNK_CLASSES + 1) * ((uint64_t)1 << NL_SPAN_SHIFT);
+        if (chunk_bytes > (uint64_t)64 << 30) chunk_bytes = (uint64_t)64 << 30;
+    }
+    nl_region *regions[] = {&t->head_region, &t->directory_region, &t->segment_region, &t->bucket_region,
+                            &t->slab.slots,  &t->slab.bitmap,      &t->chunks.spans,   &t->chunks.chunks};
+    const uint64_t sizes[] = {sizeof(nl_head),
+                              4 * 16 * nl_power_of_two_above(segments),
+                              segments * sizeof(nl_segment),
+                              segments * NL_SEGMENT_BUCKETS * sizeof(nl_bucket),
+                              keys * sizeof(nl_slot),
+                              nl_slab_bitmap_bytes(keys),
+                              chunk_bytes ? ((chunk_bytes >> NL_SPAN_SHIFT) + 2) * sizeof(nl_span) : 0,
+                              chunk_bytes};
+    for (int i = 0; i < 8; i++) {
+        regions[i]->bytes = (sizes[i] + page - 1) / page * page;
+        t->memory.bytes += regions[i]->bytes;
+    }
+    if (t->memory.bytes > SIZE_MAX || !(t->memory.base = (unsigned char *)nl_reserve((size_t)t->memory.bytes))) return false;
+    unsigned char *at = t->memory.base;
+    for (int i = 0; i < 8; i++) regions[i]->base = at, at += regions[i]->bytes;
+    if (!nl_region_commit(&t->head_region, sizeof(nl_head), page)) goto failed;
+    t->head = (nl_head *)(void *)t->head_region.base;
+    t->directory = (uint32_t *)(void *)t->directory_region.base;
+    t->segments = (nl_segment *)(void *)t->segment_region.base;
+    t->buckets = (nl_bucket *)(void *)t->bucket_region.base;
+    t->slab.state = &t->head->slab;
+    t->chunks.state = &t->head->chunks;
+    nl_slab_lay_out(&t->slab, config->max_keys);
+    t->head->segments = 1; /* segment 0, depth 0: zeros, and the directory's only entry */
+    if (!nl_index_commit(t) || !nl_slab_commit(&t->slab, page)) goto failed;
+    t->head->window_ns = config->window_ns;
+    t->head->limit = config->limit;
+    t->head->secret[0] = config->secret[0];
+    t->head->secret[1] = config->secret[1];
+    for (int kind = 0; kind < NL_KEY_KINDS; kind++) t->seeds[kind] = nl_hash_derive(config->secret, (uint64_t)kind);
+    return true;
+failed:
+    nl_release(t->memory.base, (size_t)t->memory.bytes);
+    t->memory.base = NULL;
+    return false;
+}
+
+/* When the last call has left. */
+static inline void nl_table_close(nl_table *t) {
+    if (t->memory.base) nl_release(t->memory.base, (size_t)t->memory.bytes);
+    t->memory.base = NULL;
+}
+
+static inline uint32_t nl_table_keys(const nl_table *t) { /* slots in use, idle ones included */
+    uint32_t freed = nl_load32(&t->head->slab.freed), fresh = nl_load32(&t->head->slab.fresh);
+    return fresh > freed ? fresh - freed : 0;
+}
+
+/* Pages that were touched and not handed back. */
+static inline uint64_t nl_table_bytes(const nl_table *t) {
+    const nl_head *h = t->head;
+    const uint64_t page = t->page_bytes, segments = nl_load32(&h->segments), fresh = nl_load32(&h->slab.fresh);
+    uint64_t bytes[] = {sizeof(nl_head), 4 * ((uint64_t)nl_load32(&h->mask) + 1), segments * sizeof(nl_segment),
+                        (segments - nl_load32(&h->dropped)) * NL_SEGMENT_BUCKETS * sizeof(nl_bucket),
+                        (fresh - ((uint64_t)h->slab.dropped << NL_BLOCK_SHIFT)) * sizeof(nl_slot), nl_slab_bit_bytes(&t->slab, fresh),
+                        (uint64_t)h->chunks.used * sizeof(nl_span),
+                        (uint64_t)(h->chunks.used - h->chunks.dropped) << NL_SPAN_SHIFT};
+    uint64_t sum = 0;
+    for (int i = 0; i < 8; i++) sum += (bytes[i] + page - 1) / page * page;
+    return sum;
+}
+
+/* --- find ------------------------------------------------------------------------------------------------------- */
+
+NL_ALWAYS_INLINE nl_bucket *nl_segment_buckets(const nl_table *t, uint32_t segment) {
+    return t->buckets + (size_t)segment * NL_SEGMENT_BUCKETS;
+}
+
+NL_ALWAYS_INLINE uint32_t nl_segment_of(const nl_table *t, nl_fingerprint fp) {
+    return nl_load32_acquire(&t->directory[(uint32_t)fp.lo & nl_load32_acquire(&t->head->mask)]);
+}
+
+NL_ALWAYS_INLINE nl_slot *nl_find(const nl_table *t, nl_fingerprint fp) {
+    return nl_segment_find(nl_segment_buckets(t, nl_segment_of(t, fp)), &t->slab, fp);
+}
+
+/* For batches: ask for the bucket; then, when it has come, for the slot. */
+NL_ALWAYS_INLINE void nl_prefetch_bucket(const nl_table *t, nl_fingerprint fp) {
+    NL_PREFETCH(&nl_segment_buckets(t, nl_segment_of(t, fp))[nl_home_of(fp)]);
+}
+NL_ALWAYS_INLINE void nl_prefetch_slot(const nl_table *t, nl_fingerprint fp) {
+    const nl_bucket *bucket = &nl_segment_buckets(t, nl_segment_of(t, fp))[nl_home_of(fp)];
+    uint64_t hit[2];
+    nl_bucket_hits(nl_load64(&bucket->tags[0]), nl_load64(&bucket->tags[1]), nl_tag_of(fp), hit);
+    if (!(hit[0] | hit[1])) return;
+    const char *slot = (const char *)nl_slab_slot(&t->slab, nl_load32(&bucket->ids[nl_next_hit(hit)]));
+    NL_PREFETCH(slot);
+    NL_PREFETCH(slot + sizeof(nl_slot) - 1);
+}
+
+/* Locks the segment that covers a fingerprint. NULL: quick, and somebody has it. */
+static inline nl_segment *nl_segment_lock(nl_table *t, nl_fingerprint fp, bool wait, uint32_t *number) {
+    for (;;) {
+        *number = nl_segment_of(t, fp);
+        nl_segment *segment = &t->segments[*number];
+        if (wait) nl_lock_wait(&segment->lock);
+        else if (!nl_lock_quick(&segment->lock)) return NULL;
+        if ((fp.lo & (((uint64_t)1 << segment->depth) - 1)) == segment->prefix) return segment;
+        nl_unlock(&segment->lock); /* it was split while we came */
+    }
+}
+
+/* --- removing ---------------------------------------------------------------------------------------------------- */
+
+/* Frees an entry's slot under its segment's lock, owning the slot, whose published meta is given; lets go of the slot.
+ * Returns the chunk that is left over, for the caller to give back. The slot itself is the caller's. */
+static inline uint32_t nl_free_slot(nl_table *t, nl_segment *segment, nl_bucket *buckets, nl_fingerprint fp, nl_slot *slot, uint64_t meta) {
+    uint32_t selector = nl_meta_selector(meta);
+    uint32_t chunk = selector ? nl_load32(&slot->ring[NL_REFERENCES + (selector & 1)]) : NL_CHUNK_NONE;
+    nl_segment_remove(segment, buckets, fp, (uint32_t)(slot - nl_slab_slot(&t->slab, 0)));
+    nl_slot_publish(slot, 0);
+    nl_store64(&slot->fingerprint[0], 0);
+    nl_store64(&slot->fingerprint[1], 0);
+    for (int i = 0; i < 6; i++) nl_store32(&slot->ring[i], 0);
+    nl_slot_commit(slot, 0);
+    return chunk;
+}
+
+NL_ALWAYS_INLINE bool nl_slot_is_idle(const nl_table *t, const nl_slot *slot, uint64_t meta, nl_now now) {
+    nl_log log;
+    return !nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log) || !log.used;
+}
+
+/* Removes a key if it is idle, or whatever it is. Within the gate. True: the slot is the caller's now. */
+static inline bool nl_remove(nl_table *t, nl_fingerprint fp, nl_slot *slot, nl_now now, bool live_too) {
+    uint32_t number, chunk = NL_CHUNK_NONE;
+    uint64_t meta;
+    bool removed = false;
+    nl_segment *segment = nl_segment_lock(t, fp, false, &number);
+    if (!segment) return false;
+    if (nl_slot_is(slot, fp) && nl_slot_try(slot, &meta)) {
+        if (live_too || nl_slot_is_idle(t, slot, meta, now)) {
+            chunk = nl_free_slot(t, segment, nl_segment_buckets(t, number), fp, slot, meta);
+            removed = true;
+        } else {
+            nl_slot_commit(slot, meta);
+        }
+    }
+    nl_unlock(&segment->lock);
+    if (chunk) nl_chunk_give(&t->chunks, chunk);
+    return removed;
+}
+
+/* The hand: looks at the next slots of the slab for an idle one and takes it; NL_NO_SLOT if there is none among them. If asked,
+ * it tells which of the keys it saw was idle longest. Within the gate. */
+static inline uint32_t nl_hand(nl_table *t, nl_now now, uint32_t steps, nl_slot **oldest) {
+    uint32_t fresh = nl_load32_acquire(&t->head->slab.fresh), at = nl_add32(&t->head->slab.hand, steps);
+    uint64_t oldest_tick = UINT64_MAX;
+    for (uint32_t i = 0; i < steps && fresh; i++) {
+        uint32_t id = (at + i) % fresh;
+        nl_slot *slot = nl_slab_slot(&t->slab, id);
+        nl_fingerprint fp = {nl_load64_acquire(&slot->fingerprint[0]), nl_load64(&slot->fingerprint[1])};
+        uint64_t meta = nl_load64_acquire(&slot->meta);
+        nl_log log;
+        if (!fp.lo || !nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log)) continue;
+        if (!log.used) {
+            if (nl_remove(t, fp, slot, now, false)) return id;
+        } else if (oldest && log.newest_tick < oldest_tick) {
+            oldest_tick = log.newest_tick;
+            *oldest = slot;
+        }
+    }
+    return NL_NO_SLOT;
+}
+
+/* --- inserting --------------------------------------------------------------------------------------------------- */
+
+/* A slot for a new key, all zeros and nobody else's; NL_NO_SLOT: full. Within the gate. */
+static inline uint32_t nl_slot_supply(nl_table *t, nl_now now, bool may_displace, nl_outcome *displaced) {
+    uint32_t id, fresh = nl_load32(&t->head->slab.fresh);
+    if (fresh >= NL_SMALL_TABLE && (id = nl_hand(t, now, NL_HAND_STEP, NULL)) != NL_NO_SLOT) return id;
+    while ((id = nl_slab_take(&t->slab)) == NL_SLOT_UNCOMMITTED)
+        if (!nl_slab_commit(&t->slab, t->page_bytes)) break;
+    if (id < NL_SLOT_UNCOMMITTED) return id;
+    nl_slot *oldest = NULL;
+    id = nl_hand(t, now, fresh <= NL_SMALL_TABLE ? fresh : NL_HAND_LAST, may_displace ? &oldest : NULL);
+    if (id != NL_NO_SLOT || !oldest) return id;
+    nl_fingerprint fp = {nl_load64_acquire(&oldest->fingerprint[0]), nl_load64(&oldest->fingerprint[1])};
+    if (!fp.lo || !nl_remove(t, fp, oldest, now, true)) return NL_NO_SLOT;
+    *displaced = NL_DISPLACED;
+    return (uint32_t)(oldest - nl_slab_slot(&t->slab, 0));
+}
+
+typedef enum { NL_SPLIT_DONE, NL_SPLIT_UNCOMMITTED, NL_SPLIT_IMPOSSIBLE } nl_split_outcome;
+
+/* A number for the new segment, and a directory large enough for it. Under the directory's lock. */
+static inline nl_split_outcome nl_split_prepare(nl_table *t, uint32_t depth, uint32_t *number) {
+    nl_head *h = t->head;
+    uint64_t entries = (uint64_t)h->mask + 1, segments = (uint64_t)h->segments + 1;
+    bool doubles = (uint64_t)1 << depth == entries;
+    if (depth == NL_DEPTH_MOST || segments * NL_SEGMENT_BUCKETS * sizeof(nl_bucket) > t->bucket_region.bytes ||
+        segments * sizeof(nl_segment) > t->segment_region.bytes || (doubles && 8 * entries > t->directory_region.bytes))
+        return NL_SPLIT_IMPOSSIBLE;
+    if (segments * NL_SEGMENT_BUCKETS * sizeof(nl_bucket) > nl_load64(&t->bucket_region.committed) ||
+        segments * sizeof(nl_segment) > nl_load64(&t->segment_region.committed) ||
+        (doubles && 8 * entries > nl_load64(&t->directory_region.committed)))
+        return NL_SPLIT_UNCOMMITTED;
+    if (doubles) { /* the upper half repeats the lower; who still has the old mask reads the lower */
+        for (uint64_t i = 0; i < entries; i++) nl_store32(&t->directory[entries + i], t->directory[i]);
+        nl_store32_release(&h->mask, (uint32_t)(2 * entries - 1));
+    }
+    *number = h->segments;
+    nl_store32_release(&h->segments, (uint32_t)segments);
+    return NL_SPLIT_DONE;
+}
+
+/* Splits a segment, under its lock and within the gate: fill the new one, publish it in the directory, then the old one's
+ * depth, then clear what moved. A reader who comes too late for an entry asks again under the lock. */
+static NL_NOINLINE nl_split_outcome nl_split_segment(nl_table *t, nl_segment *segment, uint32_t number) {
+    nl_split split;
+    uint32_t depth = segment->depth, to = 0;
+    nl_lock_wait(&t->head->directory_lock);
+    nl_split_outcome outcome = nl_split_prepare(t, depth, &to);
+    nl_unlock(&t->head->directory_lock);
+    if (outcome != NL_SPLIT_DONE) return outcome;
+    nl_segment *sibling = &t->segments[to];
+    nl_lock_wait(&sibling->lock); /* against walkers; nobody else can have it */
+    sibling->depth = (uint16_t)(depth + 1);
+    sibling->prefix = segment->prefix | (uint32_t)((uint64_t)1 << depth);
+    nl_segment_fill(nl_segment_buckets(t, number), &t->slab, depth, sibling, nl_segment_buckets(t, to), &split);
+    nl_lock_wait(&t->head->directory_lock);
+    for (uint64_t i = sibling->prefix; i <= t->head->mask; i += (uint64_t)1 << (depth + 1)) nl_store32_release(&t->directory[i], to);
+    nl_unlock(&t->head->directory_lock);
+    segment->depth = (uint16_t)(depth + 1);
+    nl_segment_keep(segment, nl_segment_buckets(t, number), &split);
+    nl_unlock(&sibling->lock);
+    return NL_SPLIT_DONE;
+}
+
+static inline nl_outcome nl_full(const nl_table *t, uint32_t limit, uint32_t cost, nl_now now, nl_view *view) {
+    bool allowed = t->on_full == NL_ON_FULL_ALLOW;
+    if (view) {
+        memset(view, 0, sizeof *view);
+        view->now_ns = now.ns;
+        view->limit = limit;
+        view->used = allowed ? cost : limit;
+    }
+    return (nl_outcome)(NL_UNTRACKED | (allowed ? NL_ALLOWED : NL_DENIED));
+}
+
+/* Looks for a key under its segment's lock, and inserts it where it is not: then *placed, and the slot is owned. NULL: nothing
+ * is held; what to do next is in `next`. */
+typedef enum { NL_NEXT_AGAIN, NL_NEXT_COMMIT, NL_NEXT_FULL, NL_NEXT_WAIT } nl_next;
+
+static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, uint32_t *spare, bool *may_split, bool wait, bool *placed, uint64_t *meta, nl_next *next) {
+    uint32_t number;
+    nl_segment *segment = nl_segment_lock(t, fp, wait, &number);
+    *next = NL_NEXT_WAIT;
+    if (!segment) return NULL;
+    nl_bucket *buckets = nl_segment_buckets(t, number);
+    nl_slot *slot = nl_segment_find(buckets, &t->slab, fp);
+    *next = NL_NEXT_AGAIN;
+    if (slot) {
+        /* somebody was faster, or the look without the lock came at a bad moment */
+    } else if (*spare == NL_NO_SLOT) {
+        *next = NL_NEXT_FULL;
+    } else if (segment->used >= NL_SEGMENT_SPLITS_AT && *may_split) {
+        nl_split_outcome split = nl_split_segment(t, segment, number);
+        *may_split = split != NL_SPLIT_IMPOSSIBLE;
+        if (split == NL_SPLIT_UNCOMMITTED) *next = NL_NEXT_COMMIT;
+    } else if (segment->used == NL_SEGMENT_ENTRIES) {
+        *next = NL_NEXT_FULL;
+    } else if (nl_slot_try(nl_slab_slot(&t->slab, *spare), meta)) { /* else a reader that came too late has it: again */
+        slot = nl_slab_slot(&t->slab, *spare);
+        nl_fence_release();
+        nl_store64(&slot->fingerprint[1], fp.hi);
+        nl_store64_release(&slot->fingerprint[0], fp.lo);
+        if (segment->dropped) segment->dropped = 0, nl_add32(&t->head->dropped, (uint32_t)-1);
+        nl_segment_add(segment, buckets, fp, *spare);
+        *spare = NL_NO_SLOT;
+        *placed = true;
+    }
+    nl_unlock(&segment->lock);
+    return slot;
+}
+
+/* The slow way: the key is not where it should be, or its log must grow. */
+static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_now now, uint32_t limit, uint32_t cost, bool wait,
+                                            nl_view *view) {
+    nl_outcome displaced = NL_DENIED;
+    bool may_split = true, may_displace = false;
+    for (int chunk_tries = 0;;) {
+        bool placed = false;
+        uint64_t meta = 0;
+        nl_next next = NL_NEXT_AGAIN;
+        nl_slot *slot = nl_find(t, fp);
+        if (!slot) {
+            nl_gate_enter();
+            uint32_t spare = nl_slot_supply(t, now, may_displace, &displaced);
+            slot = nl_place(t, fp, &spare, &may_split, wait, &placed, &meta, &next);
+            if (spare != NL_NO_SLOT) nl_slab_give(&t->slab, &spare, 1);
+            nl_gate_leave();
+        }
+        if (!slot) {
+            if (next == NL_NEXT_WAIT) return NL_WOULD_WAIT;
+            if (next == NL_NEXT_COMMIT && !nl_index_commit(t)) may_split = false;
+            if (next == NL_NEXT_FULL) { /* now it is certain that the key is new: only then may a live key make room */
+                if (t->on_full != NL_ON_FULL_EVICT || may_displace) return nl_full(t, limit, cost, now, view);
+                may_displace = true;
+            }
+            continue;
+        }
+        nl_outcome outcome = placed ? nl_log_allow_owned(&t->rule, &t->chunks, slot, meta, now, limit, cost, view)
+                                    : nl_log_allow(&t->rule, &t->chunks, slot, fp, now, limit, cost, wait, view);
+        if (outcome == NL_NO_CHUNK) { /* if it was placed, it stays, with an empty log: idle */
+            if (!nl_chunks_commit(&t->chunks, t->page_bytes) || ++chunk_tries > 8) return nl_full(t, limit, cost, now, view);
+        } else if (outcome != NL_GONE) {
+            return (nl_outcome)(outcome | displaced);
+        }
+    }
+}
+
+/* --- the verbs --------------------------------------------------------------------------------------------------- */
+
+/* Decides, and counts if it fits. cost in 1 .. limit. `view`: NULL, or filled in. Any thread; time comes from the edge. */
+NL_ALWAYS_INLINE nl_outcome nl_check(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, bool wait, nl_view *view) {
+    nl_now now = nl_now_of(now_ns, t->rule.tick_ns);
+    uint32_t limit = nl_load32(&t->head->limit);
+    nl_slot *slot = nl_find(t, fp);
+    if (NL_LIKELY(slot != NULL)) {
+        if (nl_log_deny(&t->rule, &t->chunks, slot, fp, now, limit, cost) == NL_DENIED &&
+            (!view || nl_log_peek(&t->rule, &t->chunks, slot, fp, now, limit, cost, view)))
+            return NL_DENIED;
+        nl_outcome outcome = nl_log_allow(&t->rule, &t->chunks, slot, fp, now, limit, cost, wait, view);
+        if (NL_LIKELY(!(outcome & (NL_GONE | NL_NO_CHUNK)))) return outcome;
+    }
+    return nl_check_slow(t, fp, now, limit, cost, wait, view);
+}
+
+/* Would it fit? Counts nothing, inserts nothing. NL_ALLOWED, NL_DENIED or (quick) NL_WOULD_WAIT. */
+static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, bool wait, nl_view *view) {
+    nl_now now = nl_now_of(now_ns, t->rule.tick_ns);
+    uint32_t limit = nl_load32(&t->head->limit), number;
+    for (;;) {
+        nl_slot *slot = nl_find(t, fp);
+        if (!slot) { /* for certain? */
+            nl_gate_enter();
+            nl_segment *segment = nl_segment_lock(t, fp, wait, &number);
+            if (segment) {
+                slot = nl_segment_find(nl_segment_buckets(t, number), &t->slab, fp);
+                nl_unlock(&segment->lock);
+            }
+            nl_gate_leave();
+            if (!segment) return NL_WOULD_WAIT;
+            if (!slot) {
+                memset(view, 0, sizeof *view);
+                view->now_ns = now_ns;
+                view->limit = limit;
+                return NL_ALLOWED;
+            }
+        }
+        if (!nl_log_peek(&t->rule, &t->chunks, slot, fp, now, limit, cost, view)) { /* it keeps changing: take it */
+            uint64_t meta;
+            nl_log log;
+            if (!nl_slot_take(slot, &meta, wait)) return NL_WOULD_WAIT;
+            bool same = nl_slot_is(slot, fp) && nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log);
+            if (same) nl_log_view(&log, limit, cost, now, view);
+            nl_slot_commit(slot, meta);
+            if (!same) continue;
+        }
+        return view->used + cost <= limit ? NL_ALLOWED : NL_DENIED;
+    }
+}
+
+/* Forgets a key. NL_ALLOWED: it had a live stamp; NL_DENIED: not; (quick) NL_WOULD_WAIT. */
+static inline nl_outcome nl_reset(nl_table *t, nl_fingerprint fp, uint64_t now_ns, bool wait) {
+    nl_now now = nl_now_of(now_ns, t->rule.tick_ns);
+    for (int spins = 0;; spins++) {
+        uint32_t number, chunk = NL_CHUNK_NONE;
+        uint64_t meta;
+        bool live = false, busy = false;
+        nl_gate_enter();
+        nl_segment *segment = nl_segment_lock(t, fp, wait, &number);
+        if (segment) {
+            nl_slot *slot = nl_segment_find(nl_segment_buckets(t, number), &t->slab, fp);
+            busy = slot && !nl_slot_try(slot, &meta);
+            if (slot && !busy) {
+                live = !nl_slot_is_idle(t, slot, meta, now);
+                chunk = nl_free_slot(t, segment, nl_segment_buckets(t, number), fp, slot, meta);
+            }
+            nl_unlock(&segment->lock);
+            if (chunk) nl_chunk_give(&t->chunks, chunk);
+            if (slot && !busy) {
+                uint32_t id = (uint32_t)(slot - nl_slab_slot(&t->slab, 0));
+                nl_slab_give(&t->slab, &id, 1);
+            }
+        }
+        nl_gate_leave();
+        if (segment && !busy) return live ? NL_ALLOWED : NL_DENIED;
+        if (!wait && (!segment || spins == NL_QUICK_SPINS)) return NL_WOULD_WAIT;
+        if (spins < NL_SPINS_BEFORE_YIELD) nl_pause();
+        else nl_yield();
+    }
+}
+
+#endif

@@ -1,0 +1,111 @@
+/* walk.h: what must look at every key: how many there are, forget all, drop the idle ones. In small steps, holding one
+ * segment's lock for 16 buckets at a time; nothing here is called with the GIL held.
+ */
+#ifndef NL_WALK_H
+#define NL_WALK_H
+
+#include "table.h"
+
+enum { NL_WALK_BUCKETS = 16 };
+
+/* Keys with a live stamp, while others go on. */
+static inline uint64_t nl_walk_count(const nl_table *t, uint64_t now_ns) {
+    nl_now now = nl_now_of(now_ns, t->rule.tick_ns);
+    uint64_t live = 0;
+    uint32_t fresh = nl_load32_acquire(&t->head->slab.fresh);
+    for (uint32_t id = 0; id < fresh; id++) {
+        const nl_slot *slot = nl_slab_slot(&t->slab, id);
+        for (int tries = 0; tries < 100; tries++) {
+            uint64_t meta = nl_load64_acquire(&slot->meta);
+            nl_log log;
+            bool sane = nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log);
+            nl_fence_acquire();
+            if (!sane || nl_load64(&slot->meta) != meta) continue;
+            live += log.used != 0;
+            break;
+        }
+    }
+    return live;
+}
+
+/* Frees keys of 16 buckets of a segment: the idle ones, or all. Returns how many; *busy: some were being used. */
+static inline uint32_t nl_walk_step(nl_table *t, uint32_t number, uint32_t first, nl_now now, bool live_too, bool *busy) {
+    uint32_t ids[NL_WALK_BUCKETS * NL_BUCKET_ENTRIES], chunks[NL_WALK_BUCKETS * NL_BUCKET_ENTRIES], freed = 0, chunked = 0;
+    nl_segment *segment = &t->segments[number];
+    nl_bucket *buckets = nl_segment_buckets(t, number);
+    nl_gate_enter();
+    nl_lock_wait(&segment->lock);
+    for (uint32_t at = first; segment->used && at < first + NL_WALK_BUCKETS; at++)
+        for (uint32_t i = 0; i < NL_BUCKET_ENTRIES; i++) NL_PREFETCH(nl_slab_slot(&t->slab, buckets[at].ids[i]));
+    for (uint32_t at = first; segment->used && at < first + NL_WALK_BUCKETS; at++) {
+        for (uint32_t i = 0; i < NL_BUCKET_ENTRIES; i++) {
+            if (!(buckets[at].tags[i >> 3] >> 8 * (i & 7) & 0xff)) continue;
+            uint32_t id = buckets[at].ids[i];
+            nl_slot *slot = nl_slab_slot(&t->slab, id);
+            uint64_t meta;
+            if (!nl_slot_try(slot, &meta)) {
+                *busy = true;
+                continue;
+            }
+            if (!live_too && !nl_slot_is_idle(t, slot, meta, now)) {
+                nl_slot_commit(slot, meta);
+                continue;
+            }
+            nl_fingerprint fp = {slot->fingerprint[0], slot->fingerprint[1]};
+            uint32_t chunk = nl_free_slot(t, segment, buckets, fp, slot, meta);
+            if (chunk) chunks[chunked++] = chunk;
+            ids[freed++] = id;
+        }
+    }
+    nl_unlock(&segment->lock);
+    for (uint32_t i = 0; i < chunked; i++) nl_chunk_give(&t->chunks, chunks[i]);
+    if (freed) nl_slab_give(&t->slab, ids, freed);
+    nl_gate_leave();
+    return freed;
+}
+
+static inline uint64_t nl_walk_free(nl_table *t, uint64_t now_ns, bool live_too) {
+    nl_now now = nl_now_of(now_ns, t->rule.tick_ns);
+    uint64_t freed = 0;
+    for (uint32_t number = 0; number < nl_load32_acquire(&t->head->segments); number++) {
+        for (uint32_t first = 0; first < NL_SEGMENT_BUCKETS; first += NL_WALK_BUCKETS) {
+            bool busy = false;
+            freed += nl_walk_step(t, number, first, now, live_too, &busy);
+            if (busy && live_too) {
+                nl_yield();
+                first -= NL_WALK_BUCKETS; /* wraps and comes back */
+            }
+        }
+    }
+    return freed;
+}
+
+/* Hands back the pages of empty segments. The only system call under a lock: nothing else keeps an insert away from the
+ * page while it goes, and it takes about a microsecond. */
+static inline void nl_walk_drop_segments(nl_table *t) {
+    const size_t bytes = NL_SEGMENT_BUCKETS * sizeof(nl_bucket);
+    if (bytes % t->page_bytes) return; /* segments share pages */
+    for (uint32_t number = 0; number < nl_load32_acquire(&t->head->segments); number++) {
+        nl_segment *segment = &t->segments[number];
+        nl_gate_enter();
+        nl_lock_wait(&segment->lock);
+        if (!segment->used && !segment->dropped) {
+            nl_drop(nl_segment_buckets(t, number), bytes);
+            segment->dropped = 1;
+            nl_add32(&t->head->dropped, 1);
+        }
+        nl_unlock(&segment->lock);
+        nl_gate_leave();
+    }
+}
+
+/* Frees the idle keys and hands the memory back. */
+static inline uint64_t nl_walk_evict(nl_table *t, uint64_t now_ns) {
+    uint64_t freed = nl_walk_free(t, now_ns, false);
+    nl_walk_drop_segments(t);
+    nl_slab_drop(&t->slab, t->page_bytes);
+    nl_chunks_drop(&t->chunks, t->page_bytes);
+    return freed;
+}
+
+#endif
