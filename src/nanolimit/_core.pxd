@@ -1,0 +1,29 @@
+# cython: language_level=3
+"""What other Cython code may use of the engine: `cimport nanolimit` (docs/cython.md)."""
+
+cimport cython
+
+cdef enum:
+    NANOLIMIT_ABI = 1  # grows whenever a declaration below changes its meaning or its layout
+
+@cython.final
+cdef class Limiter:
+    cdef void *table           # an nl_table, which only _core looks into
+    cdef readonly object quota
+    cdef readonly str name
+    cdef object clock          # None, or what tells the time: () -> float seconds
+    cdef object clock_ns       # None, or () -> int nanoseconds, which is asked instead
+    cdef object __weakref__
+
+    cdef unsigned long long now(self, double *seconds) except? 0xffffffffffffffff
+    cdef unsigned int units(self, object cost) except? 0xffffffff
+    cdef int decide(self, object key, object cost, void *view, bint counts, double *seconds) except -1
+    cdef int tell(self, int outcome, object count, object key) except -1
+    cdef object many_of_buffer(self, object keys, unsigned int units)
+    cdef object many_of_sequence(self, object keys, unsigned int units)
+
+# 1 allowed, 0 denied; -1: cost is negative or above the limit; -2: closed; -3: it has a clock in Python: call allow().
+# Any thread, with or without the GIL (which they take only to run telemetry handlers).
+cdef int allow_bytes(Limiter limiter, const char *data, size_t length, long long cost) noexcept nogil
+cdef int allow_int(Limiter limiter, long long key, long long cost) noexcept nogil
+cdef int abi_version() noexcept nogil

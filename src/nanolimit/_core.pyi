@@ -1,0 +1,97 @@
+"""Types of the seam. The documentation stands in limiter.py and, for Decision and Stats, here."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, NoReturn, final, overload
+
+from typing_extensions import Buffer
+
+from nanolimit.limiter import Key
+from nanolimit.quota import Quota
+
+ABI_VERSION: Final[int]
+EVENT_BITS: Final[dict[str, int]]
+
+def set_emitter(mask: int, emit: Callable[[str, int, str, object], object] | None) -> None: ...
+def _defer_refcount(obj: object) -> bool: ...
+def _siphash128(key16: bytes, data: bytes) -> bytes: ...
+
+class Stats(NamedTuple):
+    """What a limiter has done so far, and what it holds."""
+
+    allowed: int
+    denied: int
+    keys: int
+    evicted: int
+    overflowed: int
+    memory_bytes: int
+    capacity: int
+
+@final
+class Decision:
+    """The answer to one check. True if allowed. Immutable; seconds are computed when asked for."""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the request fits (and, by `check`, was counted)."""
+    @property
+    def quota(self) -> Quota:
+        """The binding quota."""
+    @property
+    def limit(self) -> int:
+        """The binding quota's limit, in units."""
+    @property
+    def remaining(self) -> int:
+        """Units that would still fit now, after this decision."""
+    @property
+    def retry_after(self) -> float:
+        """Seconds until the same cost would fit, if nobody else comes; 0.0 if allowed."""
+    @property
+    def reset_after(self) -> float:
+        """Seconds until the key's newest request leaves the window: until its whole quota is back."""
+    @property
+    def refill_after(self) -> float:
+        """Seconds until the key's oldest request leaves the window; 0.0 if the key is unused."""
+    def __bool__(self) -> bool: ...
+    def __reduce__(self) -> NoReturn: ...
+
+@final
+class Limiter:
+    def __new__(
+        cls,
+        quota: Quota,
+        *,
+        limit: int,
+        window_ns: int,
+        name: str,
+        max_keys: int,
+        on_full: str,
+        clock: Callable[[], float] | None,
+    ) -> Limiter: ...
+    @property
+    def quota(self) -> Quota: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def closed(self) -> bool: ...
+    def allow(self, key: Key, cost: int = 1) -> bool: ...
+    def check(self, key: Key, cost: int = 1) -> Decision: ...
+    def peek(self, key: Key, cost: int = 1) -> Decision: ...
+    @overload
+    def allow_many(self, keys: Buffer, cost: int = 1) -> memoryview: ...
+    @overload
+    def allow_many(self, keys: Sequence[Key], cost: int = 1) -> list[bool]: ...
+    def reset(self, key: Key) -> bool: ...
+    def clear(self) -> None: ...
+    def evict(self) -> int: ...
+    def stats(self) -> Stats: ...
+    def close(self) -> None: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, key: object) -> bool: ...
+    def __reduce__(self) -> NoReturn: ...
+    def _fingerprint(self, key: Key) -> int: ...
+    def _verify(self) -> None: ...
+
+@final
+class Control:
+    def empty(self, key: object) -> bool: ...
+    def clock(self, key: object) -> bool: ...

@@ -1,0 +1,897 @@
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: freethreading_compatible=True, subinterpreters_compatible=no
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The seam: Python objects on one side, the C core (core/*.h) on the other.
+
+It turns keys into fingerprints, reads the clock, calls the core, and turns outcomes into bools and Decisions. A check that the
+core can't finish at once (somebody else is at the same key) is asked again without the GIL. Nothing here holds a lock
+while it runs Python.
+"""
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_FORMAT, PyBUF_STRIDES, PyObject_CheckBuffer, PyObject_GetBuffer, PyBuffer_Release,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.long cimport PyLong_CheckExact
+from cpython.unicode cimport PyUnicode_CheckExact
+from libc.math cimport INFINITY, floor, fma, isfinite, nextafter, rint
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+
+import os
+import sys
+import weakref
+from collections import namedtuple
+from collections.abc import Sequence
+from operator import index
+
+from nanolimit.errors import LimiterClosedError, NanolimitError
+
+
+cdef extern from "Python.h":
+    int PyUnicode_READY(object) except -1
+    int PyUnicode_KIND(object)
+    void *PyUnicode_DATA(object)
+    Py_ssize_t PyUnicode_GET_LENGTH(object)
+    long long PyLong_AsLongLongAndOverflow(object, int *) except? -1
+    int Py_EnterRecursiveCall(const char *) except -1
+    void Py_LeaveRecursiveCall()
+    void PyErr_WriteUnraisable(object)
+
+
+cdef extern from "core/batch.h" nogil:
+    ctypedef struct nl_fingerprint:
+        uint64_t lo, hi
+    ctypedef struct nl_hash_seed:
+        pass
+    ctypedef struct nl_rule:
+        uint64_t tick_ns
+        uint32_t window, limit
+    ctypedef struct nl_counters:
+        pass
+    ctypedef struct nl_head:
+        uint32_t limit
+        nl_counters counters
+    ctypedef struct nl_region:
+        unsigned char *base
+        uint64_t committed
+    ctypedef struct nl_slab:
+        uint32_t most
+        nl_region slots
+    ctypedef struct nl_chunks:
+        nl_region chunks
+    ctypedef struct nl_table:
+        uint32_t flags, on_full
+        nl_rule rule
+        nl_head *head
+        nl_slab slab
+        nl_chunks chunks
+        nl_region bucket_region
+        nl_hash_seed *seeds
+    ctypedef struct nl_config:
+        uint32_t limit
+        uint64_t window_ns
+        uint32_t max_keys, on_full
+        uint64_t *secret
+    ctypedef struct nl_view:
+        uint64_t now_ns, newest_tick, oldest_tick, deciding_tick
+        uint32_t used, limit
+    ctypedef struct nl_tally:
+        uint64_t allowed, denied, untracked, displaced
+    ctypedef int nl_outcome
+    enum:
+        NL_DENIED, NL_ALLOWED, NL_UNTRACKED, NL_DISPLACED, NL_WOULD_WAIT
+        NL_FLAG_CLOSED, NL_FLAG_CLOCK, NL_FLAG_EVENTS
+        NL_KEY_BYTES, NL_KEY_INT, NL_KEY_INT_NEGATIVE, NL_KEY_INT_LARGE, NL_KEY_UUID, NL_KEY_ADDRESS, NL_KEY_TUPLE
+        NL_COUNT_ALLOWED, NL_COUNT_DENIED, NL_COUNT_OVERFLOWED, NL_COUNT_EVICTED
+        NL_GROUP
+    const uint64_t NL_TIME_END_NS
+    nl_hash_seed nl_hash_seed_of(uint64_t, uint64_t)
+    nl_fingerprint nl_hash_raw(const nl_hash_seed *, const void *, size_t)
+    nl_fingerprint nl_hash_bytes(const nl_hash_seed *, const void *, size_t)
+    nl_fingerprint nl_hash_word(const nl_hash_seed *, uint64_t)
+    int nl_process_init()
+    bint nl_table_open(nl_table *, const nl_config *)
+    void nl_table_close(nl_table *)
+    uint32_t nl_table_keys(const nl_table *)
+    uint64_t nl_table_bytes(const nl_table *)
+    nl_outcome nl_check(nl_table *, nl_fingerprint, uint64_t, uint32_t, bint, nl_view *)
+    nl_outcome nl_peek(nl_table *, nl_fingerprint, uint64_t, uint32_t, bint, nl_view *)
+    nl_outcome nl_reset(nl_table *, nl_fingerprint, uint64_t, bint)
+    void nl_check_group(nl_table *, const nl_fingerprint *, uint32_t, uint64_t, uint32_t, unsigned char *, nl_tally *)
+    void nl_tally_count(nl_counters *, uint32_t, const nl_tally *)
+    void nl_count(nl_counters *, uint32_t, uint32_t, uint64_t)
+    void nl_count_serial(nl_counters *, uint32_t, uint64_t)
+    uint64_t nl_counters_sum(const nl_counters *, uint32_t)
+    uint32_t nl_my_stripe()
+    void nl_drop(void *, size_t)
+
+cdef extern from "core/clock.h" nogil:
+    uint64_t nl_clock_ns()
+
+cdef extern from "core/walk.h" nogil:
+    uint64_t nl_walk_count(const nl_table *, uint64_t)
+    uint64_t nl_walk_free(nl_table *, uint64_t, bint)
+    uint64_t nl_walk_evict(nl_table *, uint64_t)
+
+cdef extern from "core/verify.h" nogil:
+    const char *nl_verify(nl_table *, char *, size_t)
+
+cdef extern from *:
+    """
+    /* With a GIL, whoever holds it is alone on stripe 0. */
+    #ifdef Py_GIL_DISABLED
+    #define NL_TALLY(counters, what, n) nl_count((counters), nl_my_stripe(), (what), (n))
+    #else
+    #define NL_TALLY(counters, what, n) nl_count_serial((counters), (what), (n))
+    #endif
+    #if PY_VERSION_HEX >= 0x030C0000
+    #undef PyUnicode_READY
+    #define PyUnicode_READY(s) 0
+    #endif
+    /* 3.14t: objects that all threads call through need not share a reference count. */
+    static int nl_defer_refcount(PyObject *o) {
+    #if defined(Py_GIL_DISABLED) && PY_VERSION_HEX >= 0x030E0000
+        return PyUnstable_Object_EnableDeferredRefcount(o);
+    #else
+        (void)o;
+        return 0;
+    #endif
+    }
+    """
+    void NL_TALLY(nl_counters *, uint32_t, uint64_t) noexcept nogil
+    int nl_defer_refcount(object)
+
+
+if nl_process_init() != 0:
+    raise MemoryError("nanolimit: pthread_atfork failed")
+
+ABI_VERSION = NANOLIMIT_ABI
+EVENT_BITS = {
+    "allowed": 1, "denied": 2, "overflow": 4, "evicted": 8, "blocked": 16, "degraded": 32, "recovered": 64, "handler_detached": 128,
+}
+cdef enum:
+    EVENT_ALLOWED = 1
+    EVENT_DENIED = 2
+    EVENT_OVERFLOW = 4
+    EVENT_EVICTED = 8
+
+cdef object ONE = 1
+cdef double EXACT = INFINITY  # in place of a clock's float seconds: the time is known in nanoseconds
+
+
+# --- telemetry: who wants to hear of what ----------------------------------------------------------------------------
+
+cdef unsigned int event_mask = 0
+cdef object event_emit = None
+cdef object live_limiters = weakref.WeakSet()
+cdef object registry_lock = __import__("_thread").allocate_lock()
+
+
+def set_emitter(mask: int, emit) -> None:
+    """Has `emit(event, count, limiter_name, key)` called for the events of `mask` (see EVENT_BITS), by all limiters.
+
+    telemetry.py is its one caller. A limiter whose flags word is 0 never comes near it.
+    """
+    global event_mask, event_emit
+    cdef Limiter limiter
+    with registry_lock:
+        event_emit = emit
+        event_mask = mask
+        for limiter in list(live_limiters):
+            set_flag(<nl_table *>limiter.table, NL_FLAG_EVENTS, mask != 0)
+
+
+cdef extern from *:
+    """
+    /* The one flags word is changed rarely and read always; several threads may change it. */
+    static void set_flag(nl_table *t, uint32_t flag, int on) {
+        for (;;) {
+            uint32_t seen = nl_load32(&t->flags);
+            if (nl_cas32(&t->flags, seen, on ? seen | flag : seen & ~flag)) return;
+        }
+    }
+    #define flags_of(t) nl_load32(&(t)->flags)
+    """
+    void set_flag(nl_table *, uint32_t, bint) noexcept nogil
+    uint32_t flags_of(nl_table *) noexcept nogil
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+cdef inline int fingerprint(nl_table *t, object key, nl_fingerprint *fp) except -1:
+    """The key's fingerprint: SipHash-1-3-128 of its value, under the secret of its kind. Nothing is kept of the key."""
+    cdef int kind
+    if PyUnicode_CheckExact(key):
+        PyUnicode_READY(key)
+        kind = PyUnicode_KIND(key)  # bytes a character: 1, 2 or 4, as few as its widest needs, so equal strings have equal bytes
+        fp[0] = nl_hash_bytes(&t.seeds[kind >> 1], PyUnicode_DATA(key), <size_t>(PyUnicode_GET_LENGTH(key) * kind))
+        return 0
+    return fingerprint_of_other(t, key, fp)
+
+
+cdef int fingerprint_of_other(nl_table *t, object key, nl_fingerprint *fp) except -1:
+    cdef int overflow = 0
+    cdef long long value
+    if PyLong_CheckExact(key):
+        value = PyLong_AsLongLongAndOverflow(key, &overflow)
+        if not overflow:
+            if value >= 0:
+                fp[0] = nl_hash_word(&t.seeds[<int>NL_KEY_INT], <uint64_t>value)
+            else:
+                fp[0] = nl_hash_word(&t.seeds[<int>NL_KEY_INT_NEGATIVE], <uint64_t>value)
+        elif 0 < key < 1 << 64:
+            fp[0] = nl_hash_word(&t.seeds[<int>NL_KEY_INT], <uint64_t>key)
+        else:
+            of_bytes(t, NL_KEY_INT_LARGE, key.to_bytes(key.bit_length() // 8 + 1, "little", signed=True), fp)
+        return 0
+    if PyBytes_CheckExact(key):
+        return of_bytes(t, NL_KEY_BYTES, key, fp)
+    if isinstance(key, tuple):
+        return fingerprint_of_tuple(t, <tuple?>tuple(key), fp)
+    # Subclasses (bool, IntEnum, StrEnum, numpy.str_ ...) count by their value, as in a dict.
+    if isinstance(key, str):
+        return fingerprint(t, str.__str__(key), fp)
+    if isinstance(key, int):
+        return fingerprint_of_other(t, int.__index__(key), fp)
+    if isinstance(key, bytes):
+        return of_bytes(t, NL_KEY_BYTES, bytes.__getitem__(key, slice(None)), fp)
+    return fingerprint_of_library_type(t, key, fp)
+
+
+cdef int of_bytes(nl_table *t, int kind, bytes data, nl_fingerprint *fp) except -1:
+    fp[0] = nl_hash_bytes(&t.seeds[kind], PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data))
+    return 0
+
+
+cdef int fingerprint_of_tuple(nl_table *t, tuple key, nl_fingerprint *fp) except -1:
+    """A chain: the length, then each part's fingerprint hashed together with what came before."""
+    cdef nl_fingerprint pair[2]
+    pair[0] = nl_hash_word(&t.seeds[<int>NL_KEY_TUPLE], <uint64_t>len(key))
+    Py_EnterRecursiveCall(b" while reading a rate limiter's key")
+    try:
+        for part in key:
+            fingerprint(t, part, &pair[1])
+            pair[0] = nl_hash_bytes(&t.seeds[<int>NL_KEY_TUPLE], pair, sizeof(pair))
+    finally:
+        Py_LeaveRecursiveCall()
+    fp[0] = pair[0]
+    return 0
+
+
+cdef int fingerprint_of_library_type(nl_table *t, object key, nl_fingerprint *fp) except -1:
+    """uuid and ipaddress: whoever has such a key has imported the module."""
+    uuid = sys.modules.get("uuid")
+    if uuid is not None and isinstance(key, uuid.UUID):
+        return of_bytes(t, NL_KEY_UUID, key.bytes, fp)
+    ip = sys.modules.get("ipaddress")
+    if ip is not None and isinstance(
+        key, (ip.IPv4Address, ip.IPv6Address, ip.IPv4Network, ip.IPv6Network)
+    ):
+        # An interface is an address with a network, a network one with a prefix: three different keys, as for ==.
+        if isinstance(key, (ip.IPv4Network, ip.IPv6Network)):
+            text = f"network {key.network_address.packed.hex()} {key.prefixlen} {getattr(key.network_address, 'scope_id', None)}"
+        elif isinstance(key, (ip.IPv4Interface, ip.IPv6Interface)):
+            text = f"interface {key.packed.hex()} {key.network.prefixlen} {getattr(key, 'scope_id', None)}"
+        else:
+            text = f"address {key.packed.hex()} {getattr(key, 'scope_id', None)}"
+        return of_bytes(t, NL_KEY_ADDRESS, text.encode("utf-8", "surrogatepass"), fp)
+    raise TypeError(
+        f"key must be a str, bytes, int, uuid.UUID, ipaddress object or a tuple of these, got {type(key).__name__}"
+    )
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+cdef uint64_t ns_of_seconds(double seconds) noexcept:
+    """The nearest nanosecond of a float in [0, 2^62 ns), which float arithmetic alone would miss beyond 104 days."""
+    cdef double whole = floor(seconds), part = seconds - whole, ns = rint(part * 1e9)
+    cdef double rest = fma(part, 1e9, -ns)
+    if rest > 0.5:
+        ns += 1
+    elif rest < -0.5:
+        ns -= 1
+    return <uint64_t>whole * 1_000_000_000u + <uint64_t>ns
+
+
+cdef double seconds_up(uint64_t ns) noexcept:
+    """The least float that is not less than so many nanoseconds."""
+    cdef uint64_t whole = ns // 1_000_000_000u, part = ns % 1_000_000_000u
+    cdef double seconds = <double>ns / 1e9
+    # exact: is seconds < whole + part / 1e9 ?
+    while fma(seconds - <double>whole, 1e9, -<double>part) < 0:
+        seconds = nextafter(seconds, INFINITY)
+    return seconds
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+class Stats(namedtuple("Stats", "allowed denied keys evicted overflowed memory_bytes capacity")):
+    """What a limiter has done so far, and what it holds.
+
+    allowed, denied: decisions. keys: occupied slots (some may be idle). evicted: live keys displaced, and keys dropped by
+    evict(). overflowed: decisions made by on_full. memory_bytes: pages in use. capacity: max_keys.
+    """
+
+    __slots__ = ()
+
+
+@cython.final
+@cython.freelist(16)
+cdef class Decision:
+    """The answer to one check. Truthy if allowed. Immutable; seconds are floats, computed when asked for."""
+
+    cdef readonly bint allowed
+    cdef readonly object quota
+    cdef bint untracked
+    cdef uint32_t units
+    cdef uint64_t tick_ns, window
+    cdef double seconds
+    cdef nl_view view
+
+    def __init__(self):
+        raise TypeError("Decisions are made by check() and peek()")
+
+    def __bool__(self):
+        return self.allowed
+
+    cdef double until(self, uint64_t tick):
+        """Seconds from now until the stamp at `tick` has left the window."""
+        cdef uint64_t out_ns = (tick + self.window) * self.tick_ns
+        if out_ns <= self.view.now_ns:
+            return 0.0
+        cdef double wait = seconds_up(out_ns - self.view.now_ns)
+        if self.seconds != EXACT:  # a clock of float seconds must get there too, by float addition
+            while ns_of_seconds(self.seconds + wait) < out_ns:
+                wait = nextafter(wait + nextafter(self.seconds + wait, INFINITY) - (self.seconds + wait), INFINITY)
+        return wait
+
+    @property
+    def limit(self) -> int:
+        """The binding quota's limit, in units."""
+        return self.view.limit
+
+    @property
+    def remaining(self) -> int:
+        """Units that would still fit now, after this decision."""
+        return self.view.limit - self.view.used if self.view.used < self.view.limit else 0
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds until the same cost would fit, if nobody else comes; 0.0 if allowed."""
+        if self.allowed:
+            return 0.0
+        if self.untracked:
+            return self.window * self.tick_ns / 1e9
+        return self.until(self.view.deciding_tick)
+
+    @property
+    def reset_after(self) -> float:
+        """Seconds until the whole quota is back: until the key's newest stamp leaves the window; 0.0 if it is unused."""
+        if self.untracked:
+            return 0.0 if self.allowed else self.window * self.tick_ns / 1e9
+        return self.until(self.view.newest_tick) if self.view.used else 0.0
+
+    @property
+    def refill_after(self) -> float:
+        """Seconds until a unit more than now is free: until the key's oldest stamp leaves; 0.0 if it is unused."""
+        if self.untracked:
+            return 0.0 if self.allowed else self.window * self.tick_ns / 1e9
+        return self.until(self.view.oldest_tick) if self.view.used else 0.0
+
+    def __repr__(self):
+        return (
+            f"Decision(allowed={self.allowed}, limit={self.limit}, remaining={self.remaining}, "
+            f"retry_after={self.retry_after!r}, reset_after={self.reset_after!r}, refill_after={self.refill_after!r})"
+        )
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle a Decision: send the numbers that you need")
+
+
+cdef Decision new_decision(Limiter limiter, nl_table *t, int outcome, nl_view *view, double seconds):
+    cdef Decision d = Decision.__new__(Decision)
+    d.allowed = outcome & NL_ALLOWED
+    d.untracked = (outcome & NL_UNTRACKED) != 0
+    d.quota = limiter.quota
+    d.tick_ns = t.rule.tick_ns
+    d.window = t.rule.window
+    d.seconds = seconds
+    d.view = view[0]
+    return d
+
+
+# --- the limiter -----------------------------------------------------------------------------------------------------
+
+cdef dict ON_FULL = {"allow": 0, "deny": 1, "evict": 2}
+
+
+@cython.final
+cdef class Limiter:
+    """A table, a clock and a name. RateLimiter (limiter.py) validates, holds one, and hands out its methods.
+
+    Thread-safe throughout. The table's memory is unmapped when the last reference goes, so a call that meets close() in
+    another thread finds pages, not a fault.
+    """
+
+    def __cinit__(self, quota, *, limit, window_ns, str name not None, max_keys, str on_full not None, clock):
+        cdef nl_config config
+        cdef bytes secret = os.urandom(16)
+        self.quota = quota
+        self.name = name
+        self.clock = clock
+        self.clock_ns = getattr(clock, "now_ns", None)
+        config.limit = limit
+        config.window_ns = window_ns
+        config.max_keys = max_keys
+        config.on_full = ON_FULL[on_full]
+        memcpy(config.secret, PyBytes_AS_STRING(secret), 16)
+        cdef nl_table *t = <nl_table *>calloc(1, sizeof(nl_table))
+        if t == NULL or not nl_table_open(t, &config):
+            free(t)
+            raise MemoryError(f"no address space for a limiter of max_keys={max_keys}: choose a smaller one")
+        self.table = t
+        if clock is not None:
+            set_flag(t, NL_FLAG_CLOCK, True)
+        with registry_lock:
+            live_limiters.add(self)
+            if event_mask:
+                set_flag(t, NL_FLAG_EVENTS, True)
+
+    def __dealloc__(self):
+        if self.table != NULL:
+            nl_table_close(<nl_table *>self.table)
+            free(self.table)
+
+    # -- the hot path
+
+    def allow(self, key, cost=1):
+        """Counts the request if it fits. True: it did. One C call; thread-safe."""
+        cdef nl_table *t = <nl_table *>self.table
+        cdef nl_fingerprint fp
+        cdef nl_outcome outcome
+        cdef double seconds
+        cdef uint64_t now_ns
+        if flags_of(t) == 0 and cost is ONE:
+            now_ns = nl_clock_ns()  # first: the processor waits for the clock while it hashes, but not the other way round
+            fingerprint(t, key, &fp)
+            outcome = nl_check(t, fp, now_ns, 1, False, NULL)
+            if outcome == NL_DENIED:
+                NL_TALLY(&t.head.counters, NL_COUNT_DENIED, 1)
+                return False
+            if outcome == NL_ALLOWED:
+                NL_TALLY(&t.head.counters, NL_COUNT_ALLOWED, 1)
+                return True
+            return settle(self, fp, outcome, key, cost, 1, now_ns, NULL) & NL_ALLOWED != 0
+        return self.decide(key, cost, NULL, True, &seconds) & NL_ALLOWED != 0
+
+    def check(self, key, cost=1):
+        """As allow(), and tells more: a Decision."""
+        cdef nl_table *t = <nl_table *>self.table
+        cdef nl_view view
+        cdef nl_fingerprint fp
+        cdef nl_outcome outcome
+        cdef double seconds = EXACT
+        cdef uint64_t now_ns
+        if flags_of(t) == 0 and cost is ONE:
+            now_ns = nl_clock_ns()
+            fingerprint(t, key, &fp)
+            outcome = nl_check(t, fp, now_ns, 1, False, &view)
+            if outcome <= NL_ALLOWED:
+                NL_TALLY(&t.head.counters, NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
+            else:
+                outcome = settle(self, fp, outcome, key, cost, 1, now_ns, &view)
+        else:
+            outcome = self.decide(key, cost, &view, True, &seconds)
+        return new_decision(self, t, outcome, &view, seconds)
+
+    def peek(self, key, cost=1):
+        """Would it fit? A Decision; nothing is counted, nothing is changed."""
+        cdef nl_view view
+        cdef double seconds = EXACT
+        cdef nl_outcome outcome = self.decide(key, cost, &view, False, &seconds)
+        return new_decision(self, <nl_table *>self.table, outcome, &view, seconds)
+
+    cdef int decide(self, object key, object cost, void *view, bint counts, double *seconds) except -1:
+        """The long way: any cost, any clock, handlers attached, closed."""
+        cdef nl_table *t = <nl_table *>self.table
+        cdef nl_view own
+        cdef nl_view *into = <nl_view *>view if view != NULL else &own
+        cdef nl_fingerprint fp
+        cdef uint32_t units = self.units(cost)
+        cdef nl_outcome outcome
+        cdef uint64_t now_ns
+        self.refuse_if_closed()
+        fingerprint(t, key, &fp)
+        now_ns = self.now(seconds)
+        self.refuse_if_closed()  # the clock is somebody's Python
+        if not counts or units == 0:
+            outcome = nl_peek(t, fp, now_ns, units, False, into)
+            if outcome == NL_WOULD_WAIT:
+                with nogil:
+                    outcome = nl_peek(t, fp, now_ns, units, True, into)
+            return outcome
+        outcome = nl_check(t, fp, now_ns, units, False, <nl_view *>view)
+        return settle(self, fp, outcome, key, cost, units, now_ns, <nl_view *>view)
+
+    def refuse_if_closed(self):
+        if flags_of(<nl_table *>self.table) & NL_FLAG_CLOSED:
+            raise LimiterClosedError(f"limiter {self.name!r} is closed")
+
+    cdef unsigned int units(self, object cost) except? 0xffffffff:
+        """cost as a number of units: 0 .. limit."""
+        cdef uint32_t limit = (<nl_table *>self.table).rule.limit
+        if isinstance(cost, bool):
+            raise TypeError(f"cost must be an int, got {cost!r} (bool)")
+        try:
+            whole = index(cost)
+        except TypeError:
+            raise TypeError(f"cost must be an int, got {cost!r:.100} ({type(cost).__name__})") from None
+        if whole < 0:
+            raise ValueError(f"cost must be >= 0, got {short(whole)}")
+        if whole > limit:
+            raise ValueError(f"cost must be <= the limit of {limit}, got {short(whole)}: it could never pass")
+        return whole
+
+    cdef unsigned long long now(self, double *seconds) except? 0xffffffffffffffff:
+        """Nanoseconds of the limiter's clock. *seconds: what a clock of float seconds said, else EXACT."""
+        cdef double value
+        seconds[0] = EXACT
+        if self.clock is None:
+            return nl_clock_ns()
+        if self.clock_ns is not None:
+            told = self.clock_ns()
+            if not isinstance(told, int):
+                raise TypeError(f"the clock's now_ns() must return an int, got {told!r:.100} ({type(told).__name__})")
+            if not 0 <= told < NL_TIME_END_NS:
+                raise ValueError(f"the clock's now_ns() must return 0 <= ns < 2**62, got {short(told)}")
+            return told
+        told = self.clock()
+        if isinstance(told, (str, bytes, bytearray)):
+            raise TypeError(f"the clock must return seconds as a number, got {told!r:.100} ({type(told).__name__})")
+        try:
+            value = float(told)
+        except TypeError:
+            raise TypeError(f"the clock must return seconds as a number, got {type(told).__name__}") from None
+        except OverflowError:
+            value = INFINITY
+        if not isfinite(value) or value < 0 or value >= NL_TIME_END_NS / 1e9:
+            raise ValueError(f"the clock must return 0 <= seconds < 2**62 / 1e9, got {value!r}")
+        seconds[0] = value
+        return ns_of_seconds(value)
+
+    cdef int tell(self, int outcome, object count, object key) except -1:
+        """Runs the handlers, after the decision, holding nothing."""
+        emit = event_emit
+        if emit is None:
+            return 0
+        if outcome & NL_UNTRACKED and event_mask & EVENT_OVERFLOW:
+            emit("overflow", count, self.name, key)
+        if outcome & NL_DISPLACED and event_mask & EVENT_EVICTED:
+            emit("evicted", 1, self.name, key)
+        if outcome & NL_ALLOWED:
+            if event_mask & EVENT_ALLOWED:
+                emit("allowed", count, self.name, key)
+        elif event_mask & EVENT_DENIED:
+            emit("denied", count, self.name, key)
+        return 0
+
+    # -- batches
+
+    def allow_many(self, keys, cost=1):
+        """allow() for each key, in order. list[bool]; for a buffer of (u)int64, a memoryview of format '?'.
+
+        All keys are looked at first: a bad one raises, and nothing is counted. The GIL is released while the checks run.
+        """
+        cdef uint32_t units = self.units(cost)
+        self.refuse_if_closed()
+        if isinstance(keys, (str, bytes, bytearray)):
+            raise TypeError(f"keys must be a sequence of keys, got one {type(keys).__name__}: use [key]")
+        if PyObject_CheckBuffer(keys):
+            return self.many_of_buffer(keys, units)
+        if not isinstance(keys, (list, tuple)) and not isinstance(keys, Sequence):
+            raise TypeError(f"keys must be a sequence or a buffer of int64, got {type(keys).__name__}: use list(keys)")
+        return self.many_of_sequence(tuple(keys), units)  # a copy: other threads may change a list
+
+    cdef object many_of_sequence(self, object keys, unsigned int units):
+        cdef nl_table *t = <nl_table *>self.table
+        cdef Py_ssize_t n = len(keys), i = 0
+        cdef double seconds
+        cdef uint64_t now_ns
+        if n == 0:
+            return []
+        cdef nl_fingerprint *fps = <nl_fingerprint *>malloc(n * (sizeof(nl_fingerprint) + 1))
+        if fps == NULL:
+            raise MemoryError()
+        cdef unsigned char *outcomes = <unsigned char *>&fps[n]
+        try:
+            for i in range(n):
+                fingerprint(t, (<tuple>keys)[i], &fps[i])
+        except Exception as error:
+            free(fps)
+            if isinstance(error, (TypeError, ValueError)):
+                raise type(error)(f"keys[{i}]: {error}") from None
+            raise
+        try:
+            now_ns = self.now(&seconds)
+            self.refuse_if_closed()
+            if units:
+                with nogil:
+                    check_all(t, fps, NULL, 0, 0, n, now_ns, units, outcomes)
+                if flags_of(t) & NL_FLAG_EVENTS:
+                    for i in range(n):
+                        self.tell(outcomes[i], units, keys[i])
+                return [outcomes[i] & NL_ALLOWED != 0 for i in range(n)]
+            return [True] * n
+        finally:
+            free(fps)
+
+    cdef object many_of_buffer(self, object keys, unsigned int units):
+        cdef nl_table *t = <nl_table *>self.table
+        cdef Py_buffer buffer
+        cdef double seconds
+        cdef uint64_t now_ns
+        cdef Py_ssize_t n, i, stride
+        cdef unsigned char *outcomes
+        PyObject_GetBuffer(keys, &buffer, PyBUF_STRIDES | PyBUF_FORMAT)
+        try:
+            if buffer.ndim != 1:
+                raise ValueError(f"keys must be a 1-D buffer, got {buffer.ndim} dimensions: flatten it first")
+            form = (<bytes>buffer.format).decode() if buffer.format != NULL else "B"
+            code = form[1:] if form[:1] in ("@", "=", "<" if sys.byteorder == "little" else ">") else form
+            if buffer.itemsize != 8 or code not in ("q", "Q", "l", "L", "n", "N"):
+                raise TypeError(f"keys must be a buffer of int64 or uint64, got format {form!r}: convert it, or pass a list")
+            n = buffer.shape[0]
+            stride = buffer.strides[0]
+            result = bytearray(n)
+            now_ns = self.now(&seconds)
+            self.refuse_if_closed()
+            outcomes = result
+            if units == 0:
+                for i in range(n):
+                    outcomes[i] = 1
+            elif n:
+                with nogil:
+                    check_all(t, NULL, <const char *>buffer.buf, stride, code in UNSIGNED, n, now_ns, units, outcomes)
+                if flags_of(t) & NL_FLAG_EVENTS:
+                    view = memoryview(keys)
+                    for i in range(n):
+                        self.tell(outcomes[i], units, int(view[i]))
+                for i in range(n):
+                    outcomes[i] &= NL_ALLOWED
+            return memoryview(result).cast("?")
+        finally:
+            PyBuffer_Release(&buffer)
+
+    # -- the rest
+
+    def reset(self, key):
+        """Forgets the key. True: it had a log."""
+        cdef nl_table *t = <nl_table *>self.table
+        cdef nl_fingerprint fp
+        cdef double seconds
+        cdef uint64_t now_ns
+        self.refuse_if_closed()
+        fingerprint(t, key, &fp)
+        now_ns = self.now(&seconds)
+        self.refuse_if_closed()
+        cdef nl_outcome outcome = nl_reset(t, fp, now_ns, False)
+        if outcome == NL_WOULD_WAIT:
+            with nogil:
+                outcome = nl_reset(t, fp, now_ns, True)
+        return outcome == NL_ALLOWED
+
+    def clear(self):
+        """Forgets all keys. Walks the table in small steps, without the GIL."""
+        cdef nl_table *t = <nl_table *>self.table
+        self.refuse_if_closed()
+        with nogil:
+            nl_walk_free(t, 0, True)
+
+    def evict(self):
+        """Drops idle keys and hands their memory back. The number of keys dropped. Walks in small steps, without the GIL."""
+        cdef nl_table *t = <nl_table *>self.table
+        cdef double seconds
+        cdef uint64_t now_ns, dropped
+        self.refuse_if_closed()
+        now_ns = self.now(&seconds)
+        self.refuse_if_closed()
+        with nogil:
+            dropped = nl_walk_evict(t, now_ns)
+            nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_EVICTED, dropped)
+        emit = event_emit
+        if dropped and event_mask & EVENT_EVICTED and emit is not None:
+            emit("evicted", dropped, self.name, None)
+        return dropped
+
+    def stats(self):
+        """Counters and sizes: Stats. O(1)."""
+        cdef nl_table *t = <nl_table *>self.table
+        cdef nl_counters *c = &t.head.counters
+        self.refuse_if_closed()
+        return Stats(
+            nl_counters_sum(c, NL_COUNT_ALLOWED), nl_counters_sum(c, NL_COUNT_DENIED), nl_table_keys(t),
+            nl_counters_sum(c, NL_COUNT_EVICTED), nl_counters_sum(c, NL_COUNT_OVERFLOWED), nl_table_bytes(t), t.slab.most,
+        )
+
+    def __len__(self):
+        cdef nl_table *t = <nl_table *>self.table
+        cdef double seconds
+        cdef uint64_t now_ns, live
+        self.refuse_if_closed()
+        now_ns = self.now(&seconds)
+        with nogil:
+            live = nl_walk_count(t, now_ns)
+        return live
+
+    def __contains__(self, key):
+        cdef nl_view view
+        cdef double seconds
+        self.decide(key, 0, &view, False, &seconds)
+        return view.used != 0
+
+    def close(self):
+        """Ends the limiter's use and hands its memory back; later calls raise LimiterClosedError."""
+        cdef nl_table *t = <nl_table *>self.table
+        if flags_of(t) & NL_FLAG_CLOSED:
+            return
+        set_flag(t, NL_FLAG_CLOSED, True)
+        with nogil:  # the pages go, the address space stays until nobody can be inside any more
+            nl_drop(t.slab.slots.base, t.slab.slots.committed)
+            nl_drop(t.bucket_region.base, t.bucket_region.committed)
+            if t.chunks.chunks.committed:
+                nl_drop(t.chunks.chunks.base, t.chunks.chunks.committed)
+
+    @property
+    def closed(self) -> bool:
+        """Has close() been called?"""
+        return flags_of(<nl_table *>self.table) & NL_FLAG_CLOSED != 0
+
+    @property
+    def occupied(self) -> int:
+        """Slots in use, idle keys included: stats().keys, also after close()."""
+        return nl_table_keys(<nl_table *>self.table)
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle a limiter: make one in each process")
+
+    # -- doors for tests
+
+    def _fingerprint(self, key):
+        """The key's 128 bits, low word first."""
+        cdef nl_fingerprint fp
+        fingerprint(<nl_table *>self.table, key, &fp)
+        return int(fp.lo) | int(fp.hi) << 64
+
+    def _verify(self):
+        """Walks the whole table and raises AssertionError where an invariant does not hold. Nobody else may be at it."""
+        cdef char message[200]
+        cdef const char *broken = nl_verify(<nl_table *>self.table, message, sizeof(message))
+        if broken != NULL:
+            raise AssertionError((<bytes>broken).decode())
+
+
+cdef frozenset UNSIGNED = frozenset("QLN")
+
+
+cdef str short(object number):
+    text = str(number) if number.bit_length() < 200 else f"an int of {number.bit_length()} bits"
+    return text
+
+
+cdef int settle(Limiter limiter, nl_fingerprint fp, int outcome, object key, object cost, uint32_t units, uint64_t now_ns,
+                nl_view *view) except -1:
+    """What is left to do after a check: wait where it would have waited, count, tell."""
+    cdef nl_table *t = <nl_table *>limiter.table
+    cdef nl_counters *c = &t.head.counters
+    if outcome == NL_WOULD_WAIT:
+        with nogil:
+            outcome = nl_check(t, fp, now_ns, units, True, view)
+    NL_TALLY(c, NL_COUNT_ALLOWED if outcome & NL_ALLOWED else NL_COUNT_DENIED, 1)
+    if outcome & NL_UNTRACKED:
+        NL_TALLY(c, NL_COUNT_OVERFLOWED, 1)
+    if outcome & NL_DISPLACED:
+        NL_TALLY(c, NL_COUNT_EVICTED, 1)
+    if flags_of(t) & NL_FLAG_EVENTS:
+        limiter.tell(outcome, cost, key)
+    return outcome
+
+
+cdef void check_all(nl_table *t, const nl_fingerprint *fps, const char *words, Py_ssize_t stride, bint unsigned_, Py_ssize_t n,
+                    uint64_t now_ns, uint32_t units, unsigned char *outcomes) noexcept nogil:
+    """A batch, group by group: of fingerprints, or (fps NULL) of 64-bit integers."""
+    cdef nl_fingerprint group[64]
+    cdef nl_tally tally
+    cdef int64_t word
+    cdef Py_ssize_t done = 0
+    cdef uint32_t i, size
+    tally.allowed = tally.denied = tally.untracked = tally.displaced = 0
+    while done < n:
+        size = NL_GROUP if n - done > NL_GROUP else <uint32_t>(n - done)
+        if fps == NULL:
+            for i in range(size):
+                memcpy(&word, words + (done + i) * stride, 8)
+                group[i] = nl_hash_word(&t.seeds[<int>NL_KEY_INT if unsigned_ or word >= 0 else <int>NL_KEY_INT_NEGATIVE], <uint64_t>word)
+            nl_check_group(t, group, size, now_ns, units, outcomes + done, &tally)
+        else:
+            nl_check_group(t, fps + done, size, now_ns, units, outcomes + done, &tally)
+        done += size
+    nl_tally_count(&t.head.counters, nl_my_stripe(), &tally)
+
+
+# --- for Cython (__init__.pxd) ----------------------------------------------------------------------------------------
+
+cdef int abi_version() noexcept nogil:
+    return NANOLIMIT_ABI
+
+
+cdef int allow_fingerprint(Limiter limiter, nl_fingerprint fp, long long cost, const char *data, size_t length, long long key) noexcept nogil:
+    cdef nl_table *t = <nl_table *>limiter.table
+    cdef uint32_t flags = flags_of(t)
+    cdef nl_outcome outcome
+    if flags & NL_FLAG_CLOSED:
+        return -2
+    if flags & NL_FLAG_CLOCK:
+        return -3
+    if cost < 0 or cost > t.rule.limit:
+        return -1
+    if cost == 0:
+        return 1
+    outcome = nl_check(t, fp, nl_clock_ns(), <uint32_t>cost, True, NULL)
+    nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_ALLOWED if outcome & NL_ALLOWED else NL_COUNT_DENIED, 1)
+    if outcome & NL_UNTRACKED:
+        nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_OVERFLOWED, 1)
+    if outcome & NL_DISPLACED:
+        nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_EVICTED, 1)
+    if flags & NL_FLAG_EVENTS:
+        with gil:
+            try:
+                limiter.tell(outcome, cost, key if data == NULL else data[:length])
+            except BaseException:
+                PyErr_WriteUnraisable(limiter)
+    return outcome & NL_ALLOWED
+
+
+cdef int allow_bytes(Limiter limiter, const char *data, size_t length, long long cost) noexcept nogil:
+    cdef nl_table *t = <nl_table *>limiter.table
+    return allow_fingerprint(limiter, nl_hash_bytes(&t.seeds[<int>NL_KEY_BYTES], data, length), cost, data, length, 0)
+
+
+cdef int allow_int(Limiter limiter, long long key, long long cost) noexcept nogil:
+    cdef nl_table *t = <nl_table *>limiter.table
+    cdef int kind = NL_KEY_INT if key >= 0 else NL_KEY_INT_NEGATIVE
+    return allow_fingerprint(limiter, nl_hash_word(&t.seeds[kind], <uint64_t>key), cost, NULL, 0, key)
+
+
+# --- for benchmarks and tests -------------------------------------------------------------------------------------------
+
+@cython.final
+cdef class Control:
+    """The floor that a check stands on: an empty method, and the same with one reading of the clock."""
+
+    def empty(self, key):
+        return True
+
+    def clock(self, key):
+        return nl_clock_ns() != 0
+
+
+def _siphash128(bytes key16 not None, bytes data not None):
+    """SipHash-1-3-128 of data, as 16 bytes: for the tests of hash.h."""
+    cdef uint64_t k[2]
+    cdef nl_hash_seed seed
+    cdef nl_fingerprint fp
+    if len(key16) != 16:
+        raise ValueError(f"key16 must have 16 bytes, got {len(key16)}")
+    k[0] = int.from_bytes(key16[:8], "little")
+    k[1] = int.from_bytes(key16[8:], "little")
+    seed = nl_hash_seed_of(k[0], k[1])
+    fp = nl_hash_raw(&seed, PyBytes_AS_STRING(data), len(data))
+    return int(fp.lo).to_bytes(8, "little") + int(fp.hi).to_bytes(8, "little")
+
+
+def _defer_refcount(obj):
+    """On free-threaded CPython 3.14+: spares threads that share obj its reference count. True: done; else no harm."""
+    return nl_defer_refcount(obj) == 1
