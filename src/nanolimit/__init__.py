@@ -1,0 +1,47 @@
+"""Exact per-key rate limits, a sliding-window log in C at the price of a function call.
+
+    >>> from nanolimit import RateLimiter
+    >>> limiter = RateLimiter(5, per=60)
+    >>> limiter.allow("user:42")
+    True
+
+The public names stand here and nothing else does. `nanolimit.telemetry` is a public module.
+"""
+
+from __future__ import annotations
+
+from nanolimit import telemetry
+from nanolimit._core import Decision, Stats
+from nanolimit.clock import ManualClock
+from nanolimit.default import allow, configure
+from nanolimit.errors import LimiterClosedError, NanolimitError, RateLimitExceeded
+from nanolimit.limiter import RateLimiter
+from nanolimit.quota import Quota
+
+# The one source of the version; the build reads it from here.
+__version__ = "0.1.0"
+
+__all__ = [
+    "Decision",
+    "LimiterClosedError",
+    "ManualClock",
+    "NanolimitError",
+    "Quota",
+    "RateLimitExceeded",
+    "RateLimiter",
+    "Stats",
+    "__version__",
+    "allow",
+    "configure",
+    "get_include",
+    "telemetry",
+]
+
+
+def get_include() -> str:
+    """Return the directory of the C headers that come with the package.
+
+    Cython code that says ``cimport nanolimit`` finds the `.pxd` by itself; its extension needs
+    this directory in `include_dirs`.
+    """
+    return __path__[0]

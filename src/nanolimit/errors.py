@@ -1,0 +1,67 @@
+"""The exceptions that tell of the state of the world.
+
+A bad argument is a ValueError or a TypeError as everywhere in Python. What stands here is the
+rest: a limiter that was closed, a limit that somebody asked to be raised as an exception.
+
+This module is a leaf. It imports nothing of the package, because both sides stand on it: the face
+above, and `nanolimit._core` below, which raises `LimiterClosedError` and may not import the face.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nanolimit._core import Decision
+
+__all__ = ["LimiterClosedError", "NanolimitError", "RateLimitExceeded"]
+
+
+class NanolimitError(Exception):
+    """The base of everything that nanolimit raises about the state of the world.
+
+    ``except NanolimitError`` catches all of it and no programming mistake: bad arguments are
+    ``ValueError`` and ``TypeError``, which are not below this class.
+    """
+
+
+class LimiterClosedError(NanolimitError):
+    """A limiter was used after `RateLimiter.close`.
+
+    Its `name`, `quota`, `closed` and `repr` go on working; closing it again is no error.
+    """
+
+
+class RateLimitExceeded(NanolimitError):
+    """A denial as an exception, for those who want to raise one.
+
+    No call of a limiter raises it by itself: a denial is a value. It is here so that code which
+    turns denials into exceptions, and code which catches them, agree on one class.
+
+    Args:
+        decision: The `Decision` that denied.
+        key: Whom it denied, if that is known. It is kept, but does not show in the message:
+            keys are often personal data and messages end up in logs.
+
+    Example:
+        >>> decision = limiter.check("user:42")
+        >>> if not decision:
+        ...     raise RateLimitExceeded(decision, "user:42")
+    """
+
+    decision: Decision
+    key: object
+
+    def __init__(self, decision: Decision, key: object = None) -> None:
+        # Both go to `args`, so that the exception can be copied like any other.
+        super().__init__(decision, key)
+        self.decision = decision
+        self.key = key
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds until the same request would fit, as the decision has it."""
+        return self.decision.retry_after
+
+    def __str__(self) -> str:
+        return f"limit of {self.decision.quota} exceeded, retry after {self.retry_after:.3f} s"

@@ -1,0 +1,272 @@
+"""Events: be told what limiters decide.
+
+A handler is a function ``handler(event, measurements, metadata)`` that is attached under an id to
+one or more events::
+
+    def on_denied(event, measurements, metadata):
+        print(metadata["limiter"], "denied", metadata["key"])
+
+    telemetry.attach("console", "denied", on_denied)
+    ...
+    telemetry.detach("console")
+
+========================  ====================================================================
+event                     it is sent when
+========================  ====================================================================
+``allowed``, ``denied``   a request was decided by allow, check or allow_many
+``overflow``              the table was full and ``on_full`` decided, just before that decision
+``evicted``               a live key was displaced, or evict() dropped idle keys (key is None)
+``blocked``               a key was blocked (policies)
+``degraded``,             a remote store went away, came back (distributed mode)
+``recovered``
+``handler_detached``      a handler raised and was detached
+========================  ====================================================================
+
+*measurements* is ``{"count": n}``: the cost of the request, or the number of keys. *metadata* is
+``{"limiter": name, "key": key}``; ``handler_detached`` adds ``handler_id``, ``event`` (the event
+that the handler failed on) and ``error`` (the exception). Each handler gets dicts of its own.
+
+Handlers run in the thread that asked, after the decision is made and with no lock held, in the
+order in which they were attached. A handler may use limiters, also the one that called it, and may
+attach and detach; it is not called for events that it causes itself. While nobody is attached,
+events cost nothing.
+
+A handler that raises is detached at once, the error is logged with its traceback to the logger
+``nanolimit``, ``handler_detached`` is sent, and the decision stands. Exceptions that are no
+`Exception` (KeyboardInterrupt, SystemExit) are not the handler's fault and pass through.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+
+from nanolimit import _core
+
+__all__ = ["EVENTS", "Handler", "attach", "detach", "handlers"]
+
+Handler = Callable[[str, dict[str, float], dict[str, object]], object]
+
+#: All events that a handler can be attached to.
+EVENTS: tuple[str, ...] = (
+    "allowed",
+    "denied",
+    "overflow",
+    "evicted",
+    "blocked",
+    "degraded",
+    "recovered",
+    "handler_detached",
+)
+
+_logger = logging.getLogger("nanolimit")
+
+
+class _Attachment:
+    """One attached handler. Two are the same only if they are the same object."""
+
+    __slots__ = ("events", "handler", "handler_id")
+
+    def __init__(self, handler_id: str, events: tuple[str, ...], handler: Handler) -> None:
+        self.handler_id = handler_id
+        self.events = events
+        self.handler = handler
+
+
+class _Running(threading.local):
+    """The handlers that this thread is inside of, so that none is called from within itself."""
+
+    def __init__(self) -> None:
+        self.attachments: tuple[_Attachment, ...] = ()
+
+
+# Copy on write: both names are bound to new objects under the lock and never changed in place, so
+# an event that is under way reads them without any lock. The lock is reentrant, because a
+# finalizer or a signal handler that calls detach() can run in the middle of attach().
+_attachments: tuple[_Attachment, ...] = ()
+_routes: dict[str, tuple[_Attachment, ...]] = {}
+_changing = threading.RLock()
+_running = _Running()
+
+
+def _after_fork() -> None:
+    # The child may have inherited the lock from a thread that it does not have. What the lock
+    # guards is whole in any case; the core may have missed the newest mask and is told once more.
+    global _changing
+    _changing = threading.RLock()
+    _change(lambda attachments: attachments)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def attach(handler_id: str, events: str | Iterable[str], handler: Handler) -> None:
+    """Call `handler` for these events from now on, whichever limiter sends them.
+
+    Args:
+        handler_id: A name of your choice, to detach it by. One id, one handler.
+        events: One event or several, out of `EVENTS`.
+        handler: Called as ``handler(event, measurements, metadata)``; what it returns is ignored.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: The id is empty or taken, an event is unknown, or there is none.
+
+    Thread-safe. A limiter that is in use elsewhere sees the handler from its next call on.
+    """
+    _check_id(handler_id)
+    wanted = _event_names(events)
+    if not callable(handler):
+        raise TypeError(f"handler must be callable, not {type(handler).__name__}")
+    attachment = _Attachment(handler_id, wanted, handler)
+
+    def added(attachments: tuple[_Attachment, ...]) -> tuple[_Attachment, ...]:
+        if any(other.handler_id == handler_id for other in attachments):
+            raise ValueError(
+                f"handler_id {_short(handler_id)} is taken; detach it first or choose another"
+            )
+        return (*attachments, attachment)
+
+    _change(added)
+
+
+def detach(handler_id: str) -> bool:
+    """Stop calling the handler of this id, and return whether there was one.
+
+    An event that another thread is sending at this moment may still reach it.
+
+    Raises:
+        TypeError: The id is no str.
+
+    Thread-safe. A handler may detach itself.
+    """
+    _check_id(handler_id)
+    return _change(
+        lambda attachments: tuple(other for other in attachments if other.handler_id != handler_id)
+    )
+
+
+def handlers() -> dict[str, tuple[str, ...]]:
+    """Return the ids that are attached now, each with its events, in the order of attaching."""
+    return {attachment.handler_id: attachment.events for attachment in _attachments}
+
+
+def _check_id(handler_id: object) -> None:
+    if not isinstance(handler_id, str):
+        raise TypeError(f"handler_id must be a str, not {type(handler_id).__name__}")
+    if not handler_id:
+        raise ValueError("handler_id must not be empty")
+
+
+def _event_names(events: object) -> tuple[str, ...]:
+    """Return the events, each once, in the order given."""
+    if isinstance(events, str):
+        events = (events,)
+    if not isinstance(events, Iterable):
+        raise TypeError(f"events must be a str or strs, not {type(events).__name__}")
+    names: dict[str, None] = {}
+    for event in events:
+        if not isinstance(event, str):
+            raise TypeError(f"events must be a str or strs, not {type(event).__name__} among them")
+        if event not in EVENTS:
+            raise ValueError(f"event {_short(event)} is unknown; there are {', '.join(EVENTS)}")
+        names[event] = None
+    if not names:
+        raise ValueError(f"events must name at least one of {', '.join(EVENTS)}")
+    return tuple(names)
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 100 else f"{text[:100]!r}..."
+
+
+def _change(
+    rule: Callable[[tuple[_Attachment, ...]], tuple[_Attachment, ...]],
+) -> bool:
+    """Make what `rule` returns the attached handlers; return whether that changed their number.
+
+    The core is told which events are wanted now.
+    """
+    global _attachments, _routes
+    with _changing:
+        while True:
+            before = _attachments
+            after = rule(before)
+            routes: dict[str, tuple[_Attachment, ...]] = {}
+            for attachment in after:
+                for event in attachment.events:
+                    routes[event] = (*routes.get(event, ()), attachment)
+            mask = 0
+            for event in routes:
+                # Events that the core does not send (yet) have no bit.
+                mask |= _core.EVENT_BITS.get(event, 0)
+            # Otherwise this thread changed them itself meanwhile, in a finalizer: once more.
+            if _attachments is before:
+                _attachments = after
+                _routes = routes
+                _core.set_emitter(mask, emit)
+                return len(after) != len(before)
+
+
+def emit(event: str, count: float, limiter: str, key: object) -> None:
+    """Send an event to whom it concerns. The core calls this; it raises nothing of a handler's."""
+    failures = _send(event, {"count": count}, {"limiter": limiter, "key": key})
+    # A loop and not a recursion: a handler of handler_detached can fail as well. Each round
+    # detaches at least one handler, so it ends.
+    while failures:
+        attachment, failed_event, error = failures.pop()
+        if not _drop(attachment):
+            continue  # another thread was first, and tells of it
+        _log(attachment, failed_event, error)
+        failures += _send(
+            "handler_detached",
+            {"count": 1},
+            {
+                "limiter": limiter,
+                "key": key,
+                "handler_id": attachment.handler_id,
+                "event": failed_event,
+                "error": error,
+            },
+        )
+
+
+def _send(
+    event: str, measurements: dict[str, float], metadata: dict[str, object]
+) -> list[tuple[_Attachment, str, Exception]]:
+    """Call the handlers of an event; return those that raised, with what they raised."""
+    failures: list[tuple[_Attachment, str, Exception]] = []
+    outer = _running.attachments
+    for attachment in _routes.get(event, ()):
+        if attachment in outer:
+            continue
+        _running.attachments = (*outer, attachment)
+        try:
+            attachment.handler(event, dict(measurements), dict(metadata))
+        except Exception as error:
+            failures.append((attachment, event, error))
+        finally:
+            _running.attachments = outer
+    return failures
+
+
+def _drop(attachment: _Attachment) -> bool:
+    """Detach exactly this handler, not a later one of the same id; return whether it was there."""
+    return _change(
+        lambda attachments: tuple(other for other in attachments if other is not attachment)
+    )
+
+
+def _log(attachment: _Attachment, event: str, error: Exception) -> None:
+    try:
+        _logger.error(
+            "telemetry handler %s raised on event %r and was detached",
+            _short(attachment.handler_id),
+            event,
+            exc_info=error,
+        )
+    except Exception:  # a broken logging set-up must not undo a decision
+        return
