@@ -53,7 +53,8 @@ def compile_flags(compiler_type: str) -> tuple[list[str], list[str]]:
     elif sanitize:
         compile_args += ["-O1", "-g"]
     else:
-        compile_args += ["-O3"]
+        # -g0: Python's own flags often hold -g, which would triple the size of a wheel
+        compile_args += ["-O3", "-g0"]
     if sanitize:
         compile_args += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"]
         link_args += [f"-fsanitize={sanitize}"]

@@ -22,6 +22,7 @@ from libc.string cimport memcpy
 
 import os
 import sys
+import threading
 import weakref
 from collections import namedtuple
 from collections.abc import Sequence
@@ -31,13 +32,17 @@ from nanolimit.errors import LimiterClosedError, NanolimitError
 
 
 cdef extern from "Python.h":
-    int PyUnicode_READY(object) except -1
-    int PyUnicode_KIND(object)
-    void *PyUnicode_DATA(object)
-    Py_ssize_t PyUnicode_GET_LENGTH(object)
     long long PyLong_AsLongLongAndOverflow(object, int *) except? -1
-    int Py_EnterRecursiveCall(const char *) except -1
+    int Py_EnterRecursiveCall(const char *)
     void Py_LeaveRecursiveCall()
+    ctypedef struct PyObject
+    ctypedef PyObject *(*PyCFunction)(PyObject *, PyObject *)
+    ctypedef struct PyMethodDef:
+        PyCFunction ml_meth
+        int ml_flags
+    ctypedef struct PyMethodDescrObject:
+        PyMethodDef *d_method
+    int METH_FASTCALL, METH_KEYWORDS
     void PyErr_WriteUnraisable(object)
 
 
@@ -108,13 +113,31 @@ cdef extern from "core/batch.h" nogil:
     uint32_t nl_my_stripe()
     void nl_drop(void *, size_t)
 
+cdef extern from *:
+    """
+    #if PY_VERSION_HEX >= 0x030C0000
+    #define NL_STR_READY(s) ((void)0)
+    #else
+    #define NL_STR_READY(s) ((void)PyUnicode_READY(s)) /* a legacy string, which only C code makes */
+    #endif
+    /* The str's own bytes: as few for a character (kind: 1, 2 or 4) as its widest needs, so equal strs have equal bytes. */
+    NL_ALWAYS_INLINE nl_fingerprint hash_of_str(nl_table *t, PyObject *s) {
+        NL_STR_READY(s);
+        if (PyUnicode_IS_COMPACT_ASCII(s))
+            return nl_hash_bytes(&t->seeds[NL_KEY_STR1], ((PyASCIIObject *)s) + 1, (size_t)((PyASCIIObject *)s)->length);
+        size_t kind = (size_t)PyUnicode_KIND(s);
+        return nl_hash_bytes(&t->seeds[kind >> 1], PyUnicode_DATA(s), (size_t)PyUnicode_GET_LENGTH(s) * kind);
+    }
+    """
+    nl_fingerprint hash_of_str(nl_table *, PyObject *) noexcept
+    bint is_str "PyUnicode_CheckExact" (PyObject *) noexcept
+
 cdef extern from "core/clock.h" nogil:
     uint64_t nl_clock_ns()
 
 cdef extern from "core/walk.h" nogil:
     uint64_t nl_walk_count(const nl_table *, uint64_t)
-    uint64_t nl_walk_free(nl_table *, uint64_t, bint)
-    uint64_t nl_walk_evict(nl_table *, uint64_t)
+    uint64_t nl_walk_evict(nl_table *, uint64_t, bint)
 
 cdef extern from "core/verify.h" nogil:
     const char *nl_verify(nl_table *, char *, size_t)
@@ -127,10 +150,6 @@ cdef extern from *:
     #else
     #define NL_TALLY(counters, what, n) nl_count_serial((counters), (what), (n))
     #endif
-    #if PY_VERSION_HEX >= 0x030C0000
-    #undef PyUnicode_READY
-    #define PyUnicode_READY(s) 0
-    #endif
     /* 3.14t: objects that all threads call through need not share a reference count. */
     static int nl_defer_refcount(PyObject *o) {
     #if defined(Py_GIL_DISABLED) && PY_VERSION_HEX >= 0x030E0000
@@ -140,8 +159,12 @@ cdef extern from *:
         return 0;
     #endif
     }
+    static inline PyObject *nl_new_ref(PyObject *o) { Py_INCREF(o); return o; }
+    #define nl_new_bool(yes) nl_new_ref((yes) ? Py_True : Py_False)
     """
     void NL_TALLY(nl_counters *, uint32_t, uint64_t) noexcept nogil
+    PyObject *new_ref "nl_new_ref" (object) noexcept
+    PyObject *new_bool "nl_new_bool" (bint) noexcept
     int nl_defer_refcount(object)
 
 
@@ -158,7 +181,6 @@ cdef enum:
     EVENT_OVERFLOW = 4
     EVENT_EVICTED = 8
 
-cdef object ONE = 1
 cdef double EXACT = INFINITY  # in place of a clock's float seconds: the time is known in nanoseconds
 
 
@@ -167,7 +189,18 @@ cdef double EXACT = INFINITY  # in place of a clock's float seconds: the time is
 cdef unsigned int event_mask = 0
 cdef object event_emit = None
 cdef object live_limiters = weakref.WeakSet()
-cdef object registry_lock = __import__("_thread").allocate_lock()
+# Reentrant: a finalizer that runs in the middle may make limiters and detach handlers. New in a child, whose parent's
+# threads may have held it.
+cdef object registry_lock = threading.RLock()
+
+
+def _renew_lock():
+    global registry_lock
+    registry_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def set_emitter(mask: int, emit) -> None:
@@ -181,7 +214,7 @@ def set_emitter(mask: int, emit) -> None:
         event_emit = emit
         event_mask = mask
         for limiter in list(live_limiters):
-            set_flag(<nl_table *>limiter.table, NL_FLAG_EVENTS, mask != 0)
+            set_flag(<nl_table *>limiter.table, NL_FLAG_EVENTS, event_mask != 0)
 
 
 cdef extern from *:
@@ -203,11 +236,8 @@ cdef extern from *:
 
 cdef inline int fingerprint(nl_table *t, object key, nl_fingerprint *fp) except -1:
     """The key's fingerprint: SipHash-1-3-128 of its value, under the secret of its kind. Nothing is kept of the key."""
-    cdef int kind
     if PyUnicode_CheckExact(key):
-        PyUnicode_READY(key)
-        kind = PyUnicode_KIND(key)  # bytes a character: 1, 2 or 4, as few as its widest needs, so equal strings have equal bytes
-        fp[0] = nl_hash_bytes(&t.seeds[kind >> 1], PyUnicode_DATA(key), <size_t>(PyUnicode_GET_LENGTH(key) * kind))
+        fp[0] = hash_of_str(t, <PyObject *>key)
         return 0
     return fingerprint_of_other(t, key, fp)
 
@@ -250,7 +280,8 @@ cdef int fingerprint_of_tuple(nl_table *t, tuple key, nl_fingerprint *fp) except
     """A chain: the length, then each part's fingerprint hashed together with what came before."""
     cdef nl_fingerprint pair[2]
     pair[0] = nl_hash_word(&t.seeds[<int>NL_KEY_TUPLE], <uint64_t>len(key))
-    Py_EnterRecursiveCall(b" while reading a rate limiter's key")
+    if Py_EnterRecursiveCall(b" while reading a rate limiter's key"):
+        return -1
     try:
         for part in key:
             fingerprint(t, part, &pair[1])
@@ -326,7 +357,6 @@ cdef class Decision:
     cdef readonly bint allowed
     cdef readonly object quota
     cdef bint untracked
-    cdef uint32_t units
     cdef uint64_t tick_ns, window
     cdef double seconds
     cdef nl_view view
@@ -388,7 +418,19 @@ cdef class Decision:
         )
 
     def __reduce__(self):
-        raise TypeError("cannot pickle a Decision: send the numbers that you need")
+        return _decision, (
+            self.allowed, self.untracked, self.quota, self.tick_ns, self.window, self.seconds, self.view.now_ns, self.view.newest_tick,
+            self.view.oldest_tick, self.view.deciding_tick, self.view.used, self.view.limit,
+        )
+
+
+def _decision(allowed, untracked, quota, tick_ns, window, seconds, now_ns, newest_tick, oldest_tick, deciding_tick, used, limit):
+    """A Decision that travelled between processes, such as that of a RateLimitExceeded."""
+    cdef Decision d = Decision.__new__(Decision)
+    d.allowed, d.untracked, d.quota, d.tick_ns, d.window, d.seconds = allowed, untracked, quota, tick_ns, window, seconds
+    d.view.now_ns, d.view.newest_tick, d.view.oldest_tick, d.view.deciding_tick = now_ns, newest_tick, oldest_tick, deciding_tick
+    d.view.used, d.view.limit = used, limit
+    return d
 
 
 cdef Decision new_decision(Limiter limiter, nl_table *t, int outcome, nl_view *view, double seconds):
@@ -445,47 +487,19 @@ cdef class Limiter:
             nl_table_close(<nl_table *>self.table)
             free(self.table)
 
-    # -- the hot path
+    # -- checks. allow(key) and check(key) have a short way in front of these: see "the short way" below.
 
     def allow(self, key, cost=1):
         """Counts the request if it fits. True: it did. One C call; thread-safe."""
-        cdef nl_table *t = <nl_table *>self.table
-        cdef nl_fingerprint fp
-        cdef nl_outcome outcome
         cdef double seconds
-        cdef uint64_t now_ns
-        if flags_of(t) == 0 and cost is ONE:
-            now_ns = nl_clock_ns()  # first: the processor waits for the clock while it hashes, but not the other way round
-            fingerprint(t, key, &fp)
-            outcome = nl_check(t, fp, now_ns, 1, False, NULL)
-            if outcome == NL_DENIED:
-                NL_TALLY(&t.head.counters, NL_COUNT_DENIED, 1)
-                return False
-            if outcome == NL_ALLOWED:
-                NL_TALLY(&t.head.counters, NL_COUNT_ALLOWED, 1)
-                return True
-            return settle(self, fp, outcome, key, cost, 1, now_ns, NULL) & NL_ALLOWED != 0
         return self.decide(key, cost, NULL, True, &seconds) & NL_ALLOWED != 0
 
     def check(self, key, cost=1):
         """As allow(), and tells more: a Decision."""
-        cdef nl_table *t = <nl_table *>self.table
         cdef nl_view view
-        cdef nl_fingerprint fp
-        cdef nl_outcome outcome
         cdef double seconds = EXACT
-        cdef uint64_t now_ns
-        if flags_of(t) == 0 and cost is ONE:
-            now_ns = nl_clock_ns()
-            fingerprint(t, key, &fp)
-            outcome = nl_check(t, fp, now_ns, 1, False, &view)
-            if outcome <= NL_ALLOWED:
-                NL_TALLY(&t.head.counters, NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
-            else:
-                outcome = settle(self, fp, outcome, key, cost, 1, now_ns, &view)
-        else:
-            outcome = self.decide(key, cost, &view, True, &seconds)
-        return new_decision(self, t, outcome, &view, seconds)
+        cdef nl_outcome outcome = self.decide(key, cost, &view, True, &seconds)
+        return new_decision(self, <nl_table *>self.table, outcome, &view, seconds)
 
     def peek(self, key, cost=1):
         """Would it fit? A Decision; nothing is counted, nothing is changed."""
@@ -514,7 +528,7 @@ cdef class Limiter:
                     outcome = nl_peek(t, fp, now_ns, units, True, into)
             return outcome
         outcome = nl_check(t, fp, now_ns, units, False, <nl_view *>view)
-        return settle(self, fp, outcome, key, cost, units, now_ns, <nl_view *>view)
+        return settle(self, fp, outcome, key, units, now_ns, <nl_view *>view)
 
     def refuse_if_closed(self):
         if flags_of(<nl_table *>self.table) & NL_FLAG_CLOSED:
@@ -634,6 +648,7 @@ cdef class Limiter:
         cdef double seconds
         cdef uint64_t now_ns
         cdef Py_ssize_t n, i, stride
+        cdef bint is_unsigned
         cdef unsigned char *outcomes
         PyObject_GetBuffer(keys, &buffer, PyBUF_STRIDES | PyBUF_FORMAT)
         try:
@@ -644,7 +659,8 @@ cdef class Limiter:
             if buffer.itemsize != 8 or code not in ("q", "Q", "l", "L", "n", "N"):
                 raise TypeError(f"keys must be a buffer of int64 or uint64, got format {form!r}: convert it, or pass a list")
             n = buffer.shape[0]
-            stride = buffer.strides[0]
+            stride = buffer.strides[0] if buffer.strides != NULL else buffer.itemsize
+            is_unsigned = code in UNSIGNED
             result = bytearray(n)
             now_ns = self.now(&seconds)
             self.refuse_if_closed()
@@ -654,7 +670,7 @@ cdef class Limiter:
                     outcomes[i] = 1
             elif n:
                 with nogil:
-                    check_all(t, NULL, <const char *>buffer.buf, stride, code in UNSIGNED, n, now_ns, units, outcomes)
+                    check_all(t, NULL, <const char *>buffer.buf, stride, is_unsigned, n, now_ns, units, outcomes)
                 if flags_of(t) & NL_FLAG_EVENTS:
                     view = memoryview(keys)
                     for i in range(n):
@@ -684,11 +700,11 @@ cdef class Limiter:
         return outcome == NL_ALLOWED
 
     def clear(self):
-        """Forgets all keys. Walks the table in small steps, without the GIL."""
+        """Forgets all keys and hands their memory back. Walks the table in small steps, without the GIL."""
         cdef nl_table *t = <nl_table *>self.table
         self.refuse_if_closed()
         with nogil:
-            nl_walk_free(t, 0, True)
+            nl_walk_evict(t, 0, True)
 
     def evict(self):
         """Drops idle keys and hands their memory back. The number of keys dropped. Walks in small steps, without the GIL."""
@@ -699,7 +715,7 @@ cdef class Limiter:
         now_ns = self.now(&seconds)
         self.refuse_if_closed()
         with nogil:
-            dropped = nl_walk_evict(t, now_ns)
+            dropped = nl_walk_evict(t, now_ns, False)
             nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_EVICTED, dropped)
         emit = event_emit
         if dropped and event_mask & EVENT_EVICTED and emit is not None:
@@ -781,7 +797,7 @@ cdef str short(object number):
     return text
 
 
-cdef int settle(Limiter limiter, nl_fingerprint fp, int outcome, object key, object cost, uint32_t units, uint64_t now_ns,
+cdef int settle(Limiter limiter, nl_fingerprint fp, int outcome, object key, uint32_t units, uint64_t now_ns,
                 nl_view *view) except -1:
     """What is left to do after a check: wait where it would have waited, count, tell."""
     cdef nl_table *t = <nl_table *>limiter.table
@@ -795,8 +811,75 @@ cdef int settle(Limiter limiter, nl_fingerprint fp, int outcome, object key, obj
     if outcome & NL_DISPLACED:
         NL_TALLY(c, NL_COUNT_EVICTED, 1)
     if flags_of(t) & NL_FLAG_EVENTS:
-        limiter.tell(outcome, cost, key)
+        limiter.tell(outcome, units, key)
     return outcome
+
+
+# --- the short way ---------------------------------------------------------------------------------------------------
+#
+# Nearly every call is allow(key): one argument, no handlers, the system's clock. Cython's wrapper of a method with an optional
+# argument costs as much as the whole check (docs/design.md has the counts), so these two stand in front of the
+# wrappers, with the same C signature, and pass on what is not theirs.
+
+ctypedef PyObject *(*fastcall)(PyObject *, PyObject **, Py_ssize_t, PyObject *) except NULL
+cdef fastcall long_allow = NULL
+cdef fastcall long_check = NULL
+
+
+cdef PyObject *short_allow(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *names) except NULL:
+    cdef nl_table *t = <nl_table *>(<Limiter>self).table
+    cdef nl_fingerprint fp
+    cdef uint64_t now_ns
+    cdef int outcome
+    if n != 1 or names != NULL or flags_of(t):
+        return long_allow(self, args, n, names)
+    now_ns = nl_clock_ns()  # first: the processor hashes while it waits for the clock, but not the other way round
+    if is_str(args[0]):  # without touching its reference count, which threads may fight over
+        fp = hash_of_str(t, args[0])
+    else:
+        fingerprint_of_other(t, <object>args[0], &fp)
+    outcome = nl_check(t, fp, now_ns, 1, False, NULL)
+    if outcome == NL_DENIED:
+        NL_TALLY(&t.head.counters, NL_COUNT_DENIED, 1)
+        return new_bool(False)
+    if outcome != NL_ALLOWED:
+        return new_bool(settle(<Limiter>self, fp, outcome, <object>args[0], 1, now_ns, NULL) & NL_ALLOWED)
+    NL_TALLY(&t.head.counters, NL_COUNT_ALLOWED, 1)
+    return new_bool(True)
+
+
+cdef PyObject *short_check(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *names) except NULL:
+    cdef nl_table *t = <nl_table *>(<Limiter>self).table
+    cdef nl_fingerprint fp
+    cdef uint64_t now_ns
+    cdef int outcome
+    cdef nl_view view
+    if n != 1 or names != NULL or flags_of(t):
+        return long_check(self, args, n, names)
+    now_ns = nl_clock_ns()
+    if is_str(args[0]):  # without touching its reference count, which threads may fight over
+        fp = hash_of_str(t, args[0])
+    else:
+        fingerprint_of_other(t, <object>args[0], &fp)
+    outcome = nl_check(t, fp, now_ns, 1, False, &view)
+    if outcome <= NL_ALLOWED:
+        NL_TALLY(&t.head.counters, NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
+    else:
+        outcome = settle(<Limiter>self, fp, outcome, <object>args[0], 1, now_ns, &view)
+    return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
+
+
+cdef int put_in_front(str name, fastcall short_way, fastcall *long_way) except -1:
+    """Bound methods keep a pointer to their type's method record; the record gets the short way, which knows the long one."""
+    cdef PyMethodDef *method = (<PyMethodDescrObject *><PyObject *>Limiter.__dict__[name]).d_method
+    if method.ml_flags == METH_FASTCALL | METH_KEYWORDS:  # else this Python calls methods in another way: it goes the long one
+        long_way[0] = <fastcall><void *>method.ml_meth
+        method.ml_meth = <PyCFunction><void *>short_way
+    return 0
+
+
+put_in_front("allow", short_allow, &long_allow)
+put_in_front("check", short_check, &long_check)
 
 
 cdef void check_all(nl_table *t, const nl_fingerprint *fps, const char *words, Py_ssize_t stride, bint unsigned_, Py_ssize_t n,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+from textwrap import dedent
 from typing import TYPE_CHECKING, Literal, NoReturn, overload
 
 from nanolimit import _core
@@ -221,8 +222,9 @@ def _slot_text(verb: str) -> str:
     names = method.__code__.co_varnames[1 : method.__code__.co_argcount]
     arguments = ", ".join("cost=1" if name == "cost" else name for name in names)
     head = f"{verb}({arguments}) -> {method.__annotations__['return']}"
-    # Indented like the text, so that `inspect.getdoc` takes the indentation off both.
-    return f"{head}\n\n        {method.__doc__ or ''}"
+    # Python 3.13 takes the indentation off by itself; with -OO there is no text.
+    first, _, rest = (method.__doc__ or "").partition("\n")
+    return f"{head}\n\n{first}\n{dedent(rest)}"
 
 
 class RateLimiter(Verbs):

@@ -96,7 +96,8 @@ def _after_fork() -> None:
     # guards is whole in any case; the core may have missed the newest mask and is told once more.
     global _changing
     _changing = threading.RLock()
-    _change(lambda attachments: attachments)
+    with _changing:
+        _tell_core()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
@@ -186,29 +187,37 @@ def _short(text: str) -> str:
 def _change(
     rule: Callable[[tuple[_Attachment, ...]], tuple[_Attachment, ...]],
 ) -> bool:
-    """Make what `rule` returns the attached handlers; return whether that changed their number.
-
-    The core is told which events are wanted now.
-    """
+    """Make what `rule` returns the attached handlers; return whether that changed them."""
     global _attachments, _routes
     with _changing:
         while True:
             before = _attachments
             after = rule(before)
+            if after == before:
+                return False
             routes: dict[str, tuple[_Attachment, ...]] = {}
             for attachment in after:
                 for event in attachment.events:
                     routes[event] = (*routes.get(event, ()), attachment)
-            mask = 0
-            for event in routes:
-                # Events that the core does not send (yet) have no bit.
-                mask |= _core.EVENT_BITS.get(event, 0)
             # Otherwise this thread changed them itself meanwhile, in a finalizer: once more.
             if _attachments is before:
                 _attachments = after
                 _routes = routes
-                _core.set_emitter(mask, emit)
-                return len(after) != len(before)
+                _tell_core()
+                return True
+
+
+def _tell_core() -> None:
+    """Tell the core which events are wanted. The lock is held."""
+    while True:
+        told = _routes
+        mask = 0
+        for event in told:
+            # Events that the core does not send (yet) have no bit.
+            mask |= _core.EVENT_BITS.get(event, 0)
+        _core.set_emitter(mask, emit)
+        if _routes is told:
+            return
 
 
 def emit(event: str, count: float, limiter: str, key: object) -> None:

@@ -24,6 +24,15 @@ NL_ALWAYS_INLINE uint64_t nl_load_le64(const unsigned char *p) {
     return v;
 }
 
+NL_ALWAYS_INLINE uint64_t nl_load_le32(const unsigned char *p) {
+    uint32_t v;
+    memcpy(&v, p, 4);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    v = __builtin_bswap32(v);
+#endif
+    return v;
+}
+
 #define NL_ROTL(x, b) (((x) << (b)) | ((x) >> (64 - (b))))
 #define NL_SIP_ROUND(v0, v1, v2, v3)                                                                                   \
     do {                                                                                                               \
@@ -41,12 +50,12 @@ NL_ALWAYS_INLINE nl_hash_seed nl_hash_seed_of(uint64_t k0, uint64_t k1) {
 NL_ALWAYS_INLINE uint64_t nl_hash_tail(const unsigned char *data, size_t length) {
     size_t n = length & 7;
     uint64_t tail = 0;
-    if (n) {
-        if (length >= 8) {
-            tail = nl_load_le64(data + length - 8) >> (64 - 8 * n);
-        } else {
-            for (size_t i = 0; i < n; i++) tail |= (uint64_t)data[i] << (8 * i);
-        }
+    if (length >= 8) {
+        if (n) tail = nl_load_le64(data + length - 8) >> (64 - 8 * n);
+    } else if (n >= 4) { /* two overlapping loads */
+        tail = nl_load_le32(data) | nl_load_le32(data + n - 4) << 8 * (n - 4);
+    } else if (n) { /* three overlapping bytes */
+        tail = data[0] | (uint64_t)data[n >> 1] << 8 * (n >> 1) | (uint64_t)data[n - 1] << 8 * (n - 1);
     }
     return tail | (uint64_t)length << 56;
 }
@@ -90,7 +99,7 @@ NL_ALWAYS_INLINE nl_fingerprint nl_hash_bytes(const nl_hash_seed *seed, const vo
 /* As nl_hash_bytes of the word's eight little-endian bytes. */
 NL_ALWAYS_INLINE nl_fingerprint nl_hash_word(const nl_hash_seed *seed, uint64_t word) {
     unsigned char bytes[8];
-    for (int i = 0; i < 8; i++) bytes[i] = (unsigned char)(word >> (8 * i));
+    for (int i = 0; i < 8; i++) bytes[i] = (unsigned char)(word >> (8 * i)); /* one store, to a compiler */
     return nl_hash_bytes(seed, bytes, 8);
 }
 

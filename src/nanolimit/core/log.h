@@ -29,6 +29,10 @@ static inline nl_rule nl_rule_of(uint32_t limit, uint64_t window_ns) {
     return rule;
 }
 
+NL_ALWAYS_INLINE nl_now nl_rule_now(const nl_rule *rule, uint64_t now_ns) {
+    return nl_now_of(now_ns, rule->tick_ns);
+}
+
 typedef enum { /* bits */
     NL_DENIED = 0,
     NL_ALLOWED = 1,

@@ -16,9 +16,9 @@
 #define NL_SEGMENT_H
 
 #include "slab.h"
+#include "tags.h"
 
 enum {
-    NL_BUCKET_ENTRIES = 12,
     NL_SEGMENT_BUCKETS = 64,
     NL_SEGMENT_ENTRIES = NL_BUCKET_ENTRIES * NL_SEGMENT_BUCKETS,
     NL_SEGMENT_SPLITS_AT = 690, /* of 768: beyond, walks grow long */
@@ -44,20 +44,6 @@ NL_ALWAYS_INLINE uint32_t nl_tag_of(nl_fingerprint fp) {
     return tag + !tag;
 }
 
-#define NL_BYTES(x) (0x0101010101010101u * (uint64_t)(x))
-NL_ALWAYS_INLINE uint64_t nl_zero_bytes(uint64_t word) { /* 0x80 in each byte that is 0; exact */
-    return ~(((word & NL_BYTES(0x7f)) + NL_BYTES(0x7f)) | word | NL_BYTES(0x7f));
-}
-/* The places of a bucket whose tag is `tag`: bit 8i+7 of hit[0] is entry i, of hit[1] entry 8+i. */
-NL_ALWAYS_INLINE void nl_bucket_hits(uint64_t tags0, uint64_t tags1, uint32_t tag, uint64_t hit[2]) {
-    hit[0] = nl_zero_bytes(tags0 ^ NL_BYTES(tag));
-    hit[1] = nl_zero_bytes(tags1 ^ NL_BYTES(tag)) & 0x80808080u;
-}
-NL_ALWAYS_INLINE uint32_t nl_next_hit(uint64_t hit[2]) { /* one of them is not 0 */
-    uint32_t word = !hit[0], i = nl_lowest_bit64(hit[word]) >> 3;
-    hit[word] &= hit[word] - 1;
-    return 8 * word + i;
-}
 NL_ALWAYS_INLINE uint32_t nl_bucket_passed(uint64_t tags1) { return (uint32_t)(tags1 >> 32); }
 
 /* Finds the slot of a fingerprint. With or without the segment's lock; NULL counts only with it. */
@@ -65,15 +51,13 @@ NL_ALWAYS_INLINE nl_slot *nl_segment_find(const nl_bucket *buckets, const nl_sla
     uint32_t at = nl_home_of(fp), tag = nl_tag_of(fp);
     for (int walked = 0; walked < NL_SEGMENT_BUCKETS; walked++) {
         const nl_bucket *bucket = &buckets[at];
-        uint64_t tags1 = nl_load64(&bucket->tags[1]), hit[2];
-        nl_bucket_hits(nl_load64(&bucket->tags[0]), tags1, tag, hit);
-        while (hit[0] | hit[1]) {
-            uint32_t id = nl_load32(&bucket->ids[nl_next_hit(hit)]);
+        for (uint64_t hits = nl_tags_match(bucket->tags, tag); hits; hits &= hits - 1) {
+            uint32_t id = nl_load32(&bucket->ids[nl_first_hit(hits)]);
             if (NL_UNLIKELY(id >= slab->most)) continue; /* only a damaged file has such */
             nl_slot *slot = nl_slab_slot(slab, id);
             if (NL_LIKELY(nl_slot_is(slot, fp))) return slot;
         }
-        if (NL_LIKELY(!nl_bucket_passed(tags1))) return NULL;
+        if (NL_LIKELY(!nl_bucket_passed(nl_load64(&bucket->tags[1])))) return NULL;
         at = (at + 1) & (NL_SEGMENT_BUCKETS - 1);
     }
     return NULL;
@@ -93,10 +77,9 @@ static inline bool nl_segment_add(nl_segment *segment, nl_bucket *buckets, nl_fi
     if (segment->used == NL_SEGMENT_ENTRIES) return false;
     for (;;) {
         nl_bucket *bucket = &buckets[at];
-        uint64_t free_places[2];
-        nl_bucket_hits(bucket->tags[0], bucket->tags[1], 0, free_places);
-        if (free_places[0] | free_places[1]) {
-            uint32_t place = nl_next_hit(free_places);
+        uint64_t free_places = nl_tags_match(bucket->tags, 0);
+        if (free_places) {
+            uint32_t place = nl_first_hit(free_places);
             nl_store32(&bucket->ids[place], id);
             nl_bucket_set_tag(bucket, place, nl_tag_of(fp));
             segment->used++;
@@ -112,10 +95,8 @@ static inline bool nl_segment_remove(nl_segment *segment, nl_bucket *buckets, nl
     uint32_t at = nl_home_of(fp), tag = nl_tag_of(fp);
     for (int walked = 0; walked < NL_SEGMENT_BUCKETS; walked++) {
         nl_bucket *bucket = &buckets[at];
-        uint64_t hit[2];
-        nl_bucket_hits(bucket->tags[0], bucket->tags[1], tag, hit);
-        while (hit[0] | hit[1]) {
-            uint32_t place = nl_next_hit(hit);
+        for (uint64_t hits = nl_tags_match(bucket->tags, tag); hits; hits &= hits - 1) {
+            uint32_t place = nl_first_hit(hits);
             if (bucket->ids[place] != id) continue;
             nl_bucket_set_tag(bucket, place, 0);
             nl_store32(&bucket->ids[place], 0);

@@ -23,6 +23,7 @@ typedef struct {
     uint32_t freed;   /* bits set */
     uint32_t dropped; /* blocks whose pages were handed back */
     uint32_t hand;    /* where the next insert looks for an idle slot to reuse */
+    uint64_t full_until; /* no slot falls idle before this tick: what the hand found when it last went round */
 } nl_slab_state;
 
 typedef struct {

@@ -22,7 +22,9 @@
 #include "log.h"
 #include "segment.h"
 
-enum { NL_HAND_STEP = 4, NL_HAND_LAST = 32, NL_SMALL_TABLE = 1024 };
+/* Slots that the hand looks at: at every insert into a table of at least so many; for one to displace; when none is free;
+ * and up to which size it then looks at all of them. */
+enum { NL_HAND_STEP = 4, NL_HAND_FROM = 1024, NL_HAND_FEW = 32, NL_HAND_LAST = 256, NL_HAND_WHOLE = 16384 };
 enum { NL_ON_FULL_ALLOW, NL_ON_FULL_DENY, NL_ON_FULL_EVICT };
 enum { NL_KEY_STR1, NL_KEY_STR2, NL_KEY_STR4, NL_KEY_BYTES, NL_KEY_INT, NL_KEY_INT_NEGATIVE, NL_KEY_INT_LARGE, NL_KEY_UUID,
        NL_KEY_ADDRESS, NL_KEY_TUPLE, NL_KEY_KINDS };
@@ -180,10 +182,9 @@ NL_ALWAYS_INLINE void nl_prefetch_bucket(const nl_table *t, nl_fingerprint fp) {
 }
 NL_ALWAYS_INLINE void nl_prefetch_slot(const nl_table *t, nl_fingerprint fp) {
     const nl_bucket *bucket = &nl_segment_buckets(t, nl_segment_of(t, fp))[nl_home_of(fp)];
-    uint64_t hit[2];
-    nl_bucket_hits(nl_load64(&bucket->tags[0]), nl_load64(&bucket->tags[1]), nl_tag_of(fp), hit);
-    if (!(hit[0] | hit[1])) return;
-    const char *slot = (const char *)nl_slab_slot(&t->slab, nl_load32(&bucket->ids[nl_next_hit(hit)]));
+    uint64_t hits = nl_tags_match(bucket->tags, nl_tag_of(fp));
+    if (!hits) return;
+    const char *slot = (const char *)nl_slab_slot(&t->slab, nl_load32(&bucket->ids[nl_first_hit(hits)]));
     NL_PREFETCH(slot);
     NL_PREFETCH(slot + sizeof(nl_slot) - 1);
 }
@@ -241,44 +242,70 @@ static inline bool nl_remove(nl_table *t, nl_fingerprint fp, nl_slot *slot, nl_n
     return removed;
 }
 
-/* The hand: looks at the next slots of the slab for an idle one and takes it; NL_NO_SLOT if there is none among them. If asked,
- * it tells which of the keys it saw was idle longest. Within the gate. */
-static inline uint32_t nl_hand(nl_table *t, nl_now now, uint32_t steps, nl_slot **oldest) {
-    uint32_t fresh = nl_load32_acquire(&t->head->slab.fresh), at = nl_add32(&t->head->slab.hand, steps);
-    uint64_t oldest_tick = UINT64_MAX;
-    for (uint32_t i = 0; i < steps && fresh; i++) {
-        uint32_t id = (at + i) % fresh;
-        nl_slot *slot = nl_slab_slot(&t->slab, id);
+typedef struct {
+    nl_slot *oldest;        /* of the live keys that the hand saw, the one idle longest */
+    uint64_t oldest_tick;   /* its newest stamp */
+    bool saw_only_live;
+} nl_hand_view;
+
+/* The hand: looks at the next slots of the slab for an idle one, takes it and stops behind it; NL_NO_SLOT if there is none
+ * among so many. Within the gate. */
+static inline uint32_t nl_hand(nl_table *t, nl_now now, uint32_t steps, nl_hand_view *view) {
+    nl_slab_state *state = t->slab.state;
+    uint32_t fresh = nl_load32_acquire(&state->fresh), at = nl_load32(&state->hand), id = NL_NO_SLOT;
+    view->oldest = NULL;
+    view->oldest_tick = UINT64_MAX;
+    view->saw_only_live = true;
+    for (uint32_t i = 0; i < steps && fresh; i++, at++) {
+        if (at >= fresh) at = 0;
+        nl_slot *slot = nl_slab_slot(&t->slab, at);
         nl_fingerprint fp = {nl_load64_acquire(&slot->fingerprint[0]), nl_load64(&slot->fingerprint[1])};
         uint64_t meta = nl_load64_acquire(&slot->meta);
         nl_log log;
-        if (!fp.lo || !nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log)) continue;
-        if (!log.used) {
-            if (nl_remove(t, fp, slot, now, false)) return id;
-        } else if (oldest && log.newest_tick < oldest_tick) {
-            oldest_tick = log.newest_tick;
-            *oldest = slot;
+        bool seen = fp.lo && nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log);
+        if (seen && log.used) {
+            if (log.newest_tick < view->oldest_tick) view->oldest_tick = log.newest_tick, view->oldest = slot;
+            continue;
         }
+        if (seen && nl_remove(t, fp, slot, now, false)) {
+            id = at++;
+            break;
+        }
+        view->saw_only_live = false; /* free, or in somebody's hands */
     }
-    return NL_NO_SLOT;
+    nl_store32(&state->hand, at);
+    return id;
 }
 
 /* --- inserting --------------------------------------------------------------------------------------------------- */
 
+/* A slot when none is free. A table of up to 16,384 keys is searched whole, and if all are live it is known until when:
+ * so the first max_keys live keys always fit, and a flood of unknown keys costs nothing. A larger one is searched for 256
+ * slots; the hand's steps at each earlier insert make it likely that there was a free one. */
+static inline uint32_t nl_slot_reclaim(nl_table *t, nl_now now, bool may_displace, nl_outcome *displaced) {
+    nl_slab_state *state = t->slab.state;
+    uint32_t fresh = nl_load32(&state->fresh);
+    nl_hand_view view;
+    bool known_full = now.tick < nl_load64(&state->full_until), whole = fresh <= NL_HAND_WHOLE && !known_full;
+    if (known_full && !may_displace) return NL_NO_SLOT;
+    uint32_t id = nl_hand(t, now, whole ? fresh : known_full ? NL_HAND_FEW : NL_HAND_LAST, &view);
+    if (id != NL_NO_SLOT) return id;
+    if (whole && view.saw_only_live && view.oldest) nl_store64(&state->full_until, view.oldest_tick + t->rule.window);
+    if (!may_displace || !view.oldest) return NL_NO_SLOT;
+    nl_fingerprint fp = {nl_load64_acquire(&view.oldest->fingerprint[0]), nl_load64(&view.oldest->fingerprint[1])};
+    if (!fp.lo || !nl_remove(t, fp, view.oldest, now, true)) return NL_NO_SLOT;
+    *displaced = NL_DISPLACED;
+    return (uint32_t)(view.oldest - nl_slab_slot(&t->slab, 0));
+}
+
 /* A slot for a new key, all zeros and nobody else's; NL_NO_SLOT: full. Within the gate. */
 static inline uint32_t nl_slot_supply(nl_table *t, nl_now now, bool may_displace, nl_outcome *displaced) {
-    uint32_t id, fresh = nl_load32(&t->head->slab.fresh);
-    if (fresh >= NL_SMALL_TABLE && (id = nl_hand(t, now, NL_HAND_STEP, NULL)) != NL_NO_SLOT) return id;
+    uint32_t id;
+    nl_hand_view view;
+    if (nl_load32(&t->head->slab.fresh) >= NL_HAND_FROM && (id = nl_hand(t, now, NL_HAND_STEP, &view)) != NL_NO_SLOT) return id;
     while ((id = nl_slab_take(&t->slab)) == NL_SLOT_UNCOMMITTED)
         if (!nl_slab_commit(&t->slab, t->page_bytes)) break;
-    if (id < NL_SLOT_UNCOMMITTED) return id;
-    nl_slot *oldest = NULL;
-    id = nl_hand(t, now, fresh <= NL_SMALL_TABLE ? fresh : NL_HAND_LAST, may_displace ? &oldest : NULL);
-    if (id != NL_NO_SLOT || !oldest) return id;
-    nl_fingerprint fp = {nl_load64_acquire(&oldest->fingerprint[0]), nl_load64(&oldest->fingerprint[1])};
-    if (!fp.lo || !nl_remove(t, fp, oldest, now, true)) return NL_NO_SLOT;
-    *displaced = NL_DISPLACED;
-    return (uint32_t)(oldest - nl_slab_slot(&t->slab, 0));
+    return id < NL_SLOT_UNCOMMITTED ? id : nl_slot_reclaim(t, now, may_displace, displaced);
 }
 
 typedef enum { NL_SPLIT_DONE, NL_SPLIT_UNCOMMITTED, NL_SPLIT_IMPOSSIBLE } nl_split_outcome;
@@ -342,7 +369,8 @@ static inline nl_outcome nl_full(const nl_table *t, uint32_t limit, uint32_t cos
  * is held; what to do next is in `next`. */
 typedef enum { NL_NEXT_AGAIN, NL_NEXT_COMMIT, NL_NEXT_FULL, NL_NEXT_WAIT } nl_next;
 
-static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, uint32_t *spare, bool *may_split, bool wait, bool *placed, uint64_t *meta, nl_next *next) {
+static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, nl_now now, uint32_t *spare, bool *may_split, bool wait, bool *placed,
+                                uint64_t *meta, nl_next *next) {
     uint32_t number;
     nl_segment *segment = nl_segment_lock(t, fp, wait, &number);
     *next = NL_NEXT_WAIT;
@@ -366,6 +394,8 @@ static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, uint32_t *spare,
         nl_store64(&slot->fingerprint[1], fp.hi);
         nl_store64_release(&slot->fingerprint[0], fp.lo);
         if (segment->dropped) segment->dropped = 0, nl_add32(&t->head->dropped, (uint32_t)-1);
+        uint64_t idle_from = now.tick + t->rule.window; /* earlier than the hand found, if the clock went back */
+        if (nl_load64(&t->slab.state->full_until) > idle_from) nl_store64(&t->slab.state->full_until, idle_from);
         nl_segment_add(segment, buckets, fp, *spare);
         *spare = NL_NO_SLOT;
         *placed = true;
@@ -387,7 +417,7 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
         if (!slot) {
             nl_gate_enter();
             uint32_t spare = nl_slot_supply(t, now, may_displace, &displaced);
-            slot = nl_place(t, fp, &spare, &may_split, wait, &placed, &meta, &next);
+            slot = nl_place(t, fp, now, &spare, &may_split, wait, &placed, &meta, &next);
             if (spare != NL_NO_SLOT) nl_slab_give(&t->slab, &spare, 1);
             nl_gate_leave();
         }
@@ -414,7 +444,7 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
 
 /* Decides, and counts if it fits. cost in 1 .. limit. `view`: NULL, or filled in. Any thread; time comes from the edge. */
 NL_ALWAYS_INLINE nl_outcome nl_check(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, bool wait, nl_view *view) {
-    nl_now now = nl_now_of(now_ns, t->rule.tick_ns);
+    nl_now now = nl_rule_now(&t->rule, now_ns);
     uint32_t limit = nl_load32(&t->head->limit);
     nl_slot *slot = nl_find(t, fp);
     if (NL_LIKELY(slot != NULL)) {
@@ -429,7 +459,7 @@ NL_ALWAYS_INLINE nl_outcome nl_check(nl_table *t, nl_fingerprint fp, uint64_t no
 
 /* Would it fit? Counts nothing, inserts nothing. NL_ALLOWED, NL_DENIED or (quick) NL_WOULD_WAIT. */
 static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, bool wait, nl_view *view) {
-    nl_now now = nl_now_of(now_ns, t->rule.tick_ns);
+    nl_now now = nl_rule_now(&t->rule, now_ns);
     uint32_t limit = nl_load32(&t->head->limit), number;
     for (;;) {
         nl_slot *slot = nl_find(t, fp);
@@ -464,7 +494,7 @@ static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns
 
 /* Forgets a key. NL_ALLOWED: it had a live stamp; NL_DENIED: not; (quick) NL_WOULD_WAIT. */
 static inline nl_outcome nl_reset(nl_table *t, nl_fingerprint fp, uint64_t now_ns, bool wait) {
-    nl_now now = nl_now_of(now_ns, t->rule.tick_ns);
+    nl_now now = nl_rule_now(&t->rule, now_ns);
     for (int spins = 0;; spins++) {
         uint32_t number, chunk = NL_CHUNK_NONE;
         uint64_t meta;

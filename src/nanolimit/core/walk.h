@@ -10,7 +10,7 @@ enum { NL_WALK_BUCKETS = 16 };
 
 /* Keys with a live stamp, while others go on. */
 static inline uint64_t nl_walk_count(const nl_table *t, uint64_t now_ns) {
-    nl_now now = nl_now_of(now_ns, t->rule.tick_ns);
+    nl_now now = nl_rule_now(&t->rule, now_ns);
     uint64_t live = 0;
     uint32_t fresh = nl_load32_acquire(&t->head->slab.fresh);
     for (uint32_t id = 0; id < fresh; id++) {
@@ -65,7 +65,7 @@ static inline uint32_t nl_walk_step(nl_table *t, uint32_t number, uint32_t first
 }
 
 static inline uint64_t nl_walk_free(nl_table *t, uint64_t now_ns, bool live_too) {
-    nl_now now = nl_now_of(now_ns, t->rule.tick_ns);
+    nl_now now = nl_rule_now(&t->rule, now_ns);
     uint64_t freed = 0;
     for (uint32_t number = 0; number < nl_load32_acquire(&t->head->segments); number++) {
         for (uint32_t first = 0; first < NL_SEGMENT_BUCKETS; first += NL_WALK_BUCKETS) {
@@ -99,9 +99,9 @@ static inline void nl_walk_drop_segments(nl_table *t) {
     }
 }
 
-/* Frees the idle keys and hands the memory back. */
-static inline uint64_t nl_walk_evict(nl_table *t, uint64_t now_ns) {
-    uint64_t freed = nl_walk_free(t, now_ns, false);
+/* Frees the idle keys, or all, and hands the memory back. */
+static inline uint64_t nl_walk_evict(nl_table *t, uint64_t now_ns, bool live_too) {
+    uint64_t freed = nl_walk_free(t, now_ns, live_too);
     nl_walk_drop_segments(t);
     nl_slab_drop(&t->slab, t->page_bytes);
     nl_chunks_drop(&t->chunks, t->page_bytes);

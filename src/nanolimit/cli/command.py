@@ -1,0 +1,325 @@
+"""The commands, their options and their exit codes; what they do stands in modules of that name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeVar
+
+import click
+from rich.console import Console
+
+from nanolimit import Quota, __version__
+from nanolimit.cli import key as keys
+from nanolimit.cli import log, progress, replay
+from nanolimit.cli import quota as quotas
+from nanolimit.cli.extra import MissingExtraError, require
+from nanolimit.cli.report import SHARES, Report, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+# Width of tables where there is no terminal to ask.
+_PIPE_COLUMNS = 120
+_IMAGES = (".png", ".svg")
+
+
+class UnusableInputError(click.ClickException):
+    """The input could not be used: exit code 1."""
+
+    exit_code = 1
+
+
+class ExtraNeededError(click.ClickException):
+    """An extra is not installed: exit code 3."""
+
+    exit_code = MissingExtraError.exit_code
+
+
+def console() -> Console:
+    """Where results go: stdout, at a width that does not squeeze tables when it is a pipe."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=_PIPE_COLUMNS)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="""\b
+Examples:
+  nanolimit tour
+  nanolimit replay access.log --limit 60/minute
+  nanolimit replay access.log.1.gz access.log --sweep 10,30,60,120/minute --plot replay.png
+  ssh web1 cat /var/log/nginx/access.log | nanolimit replay - --limit 5/second --json
+  nanolimit bench""",
+)
+@click.version_option(
+    __version__, "-V", "--version", prog_name="nanolimit", message="%(prog)s %(version)s"
+)
+def nanolimit() -> None:
+    """Exact rate limiting: try a limit on yesterday's log before you put it into a service."""
+
+
+@nanolimit.command(
+    "replay",
+    epilog="""\b
+Examples:
+  nanolimit replay access.log                                      5/minute, by client address
+  nanolimit replay access.log --limit 100/15m --key user           by the authenticated user
+  nanolimit replay access.log --key user-agent --top 20
+  nanolimit replay access.log --key '"GET /api/v1/([^/ ]+)'        by what the one group matches
+  nanolimit replay app.jsonl.gz --key account_id --json            by a field of JSON lines
+  nanolimit replay access.log --limit 60/minute --sweep 1,5,10,50/minute --plot replay.svg
+
+\b
+Exit codes: 0 done, 1 the input could not be used, 2 wrong usage, 3 an extra is not installed.""",
+)
+@click.argument("logs", metavar="LOG...", nargs=-1, required=True)
+@click.option(
+    "--limit",
+    "limit_text",
+    default="5/minute",
+    show_default=True,
+    metavar="QUOTA",
+    help="The limit to try.",
+)
+@click.option(
+    "--key",
+    "key_text",
+    default="ip",
+    show_default=True,
+    metavar="KEY",
+    help="What names the user: ip, user, referer, user-agent, x-forwarded-for, a field of JSON "
+    "lines (dots go deeper), or a regular expression with one group, searched in the line.",
+)
+@click.option(
+    "--sweep", "sweep_text", metavar="LIST", help="Other limits to try, such as 1,5,10,50/minute."
+)
+@click.option("--plot", metavar="FILE", help="Draw allowed and denied over time (.png or .svg).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@click.option(
+    "--top",
+    default=10,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="N",
+    help="How many of the users hit hardest.",
+)
+def replay_command(
+    logs: Sequence[str],
+    limit_text: str,
+    key_text: str,
+    sweep_text: str | None,
+    plot: str | None,
+    as_json: bool,
+    top: int,
+) -> None:
+    """Tell what a limit would have done to the requests of a log.
+
+    LOG is an access log in the common or combined format (Apache, nginx) or JSON lines, plain or
+    gzip; - is standard input. Each request is checked by the real limiter at its own time stamp, in
+    the order of the time stamps.
+    """
+    quota = _value("--limit", Quota.parse, limit_text)
+    key = _value("--key", keys.parse, key_text)
+    sweep = (
+        _value("--sweep", lambda text: quotas.parse_list(text, quota), sweep_text)
+        if sweep_text
+        else []
+    )
+    if plot is not None:
+        _check_plot(plot)
+    _check_logs(logs)
+
+    report = analyse(logs, key, quota, sweep, top, plot)
+
+    requests = report.requests
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        report.show(console())
+    if plot is not None and report.plot is None:
+        click.echo("nanolimit: no requests, so there is nothing to draw", err=True)
+    if not len(requests) and requests.bad_lines:
+        raise UnusableInputError(
+            f"no line of {requests.lines:,} is a request; the first bad one: "
+            f"{printable(str(requests.bad[0]))}"
+        )
+    if not len(requests) and requests.no_key:
+        raise UnusableInputError(
+            f"none of {requests.no_key:,} requests names a user by the key {key.text!r}. "
+            "Keys are ip, user, referer, user-agent, x-forwarded-for, a field of JSON lines, "
+            "or a regular expression with one group"
+        )
+
+
+def analyse(
+    logs: Sequence[str],
+    key: keys.Key,
+    quota: Quota,
+    sweep: Sequence[Quota],
+    top: int,
+    plot: str | None,
+) -> Report:
+    """Read the logs, replay them, and draw the picture if there is something to draw."""
+    with progress.bar("reading", log.size_bytes(logs), "bytes") as advance:
+        requests = log.read(logs, key, advance)
+    with progress.bar("replaying", len(requests), "requests") as advance:
+        outcome = replay.run(requests.times_ns, requests.users, requests.names, quota, advance)
+    names = ["stdin" if path == log.STDIN else path for path in logs]
+    same = replay.Sweep(requests, quota.window_ns)
+    same.add(outcome)
+    sweeps = {quota.window_ns: same}
+    with progress.bar("trying other limits", None, "requests"):
+        lowest = [same.lowest(parts, whole) for parts, whole, _ in SHARES]
+        counts = []
+        for other in sweep:
+            if other.window_ns not in sweeps:
+                sweeps[other.window_ns] = replay.Sweep(requests, other.window_ns)
+            counts.append(sweeps[other.window_ns].count(other.limit))
+    hits = replay.hardest_hit(requests, outcome, top)
+    drawn = None
+    if plot is not None and len(requests):
+        from nanolimit.cli.plot import draw
+
+        source = ", ".join(Path(name).name for name in names)
+        draw(plot, requests, outcome, source=source, key=key.text)
+        drawn = plot
+    return Report(names, key.text, requests, outcome, hits, counts, lowest, drawn)
+
+
+_T = TypeVar("_T")
+
+
+def _value(option: str, parse: Callable[[str], _T], text: str) -> _T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=f"'{option}'") from None
+
+
+def _check_plot(plot: str) -> None:
+    path = Path(plot)
+    if path.suffix.lower() not in _IMAGES:
+        raise click.BadParameter(f"{plot!r} must end in .png or .svg", param_hint="'--plot'")
+    if not path.parent.is_dir():
+        raise click.BadParameter(
+            f"there is no directory {str(path.parent)!r}", param_hint="'--plot'"
+        )
+    try:
+        require("plot")
+    except MissingExtraError as missing:
+        raise ExtraNeededError(str(missing)) from None
+
+
+def _check_logs(logs: Sequence[str]) -> None:
+    """Fail before a long read, not after it."""
+    if list(logs).count(log.STDIN) > 1:
+        raise click.UsageError("standard input (-) can be read only once")
+    for path in logs:
+        # A pipe must not be opened twice: its writer would be told that nobody reads any more.
+        if path != log.STDIN and not Path(path).is_fifo():
+            Path(path).open("rb").close()
+
+
+@nanolimit.command("sample")
+@click.option(
+    "--lines",
+    "-n",
+    default=200_000,
+    show_default=True,
+    type=click.IntRange(1, 5_000_000),
+    help="How many.",
+)
+@click.option(
+    "--seed", default=1, show_default=True, type=int, help="The same seed gives the same log."
+)
+@click.option(
+    "--start",
+    type=click.DateTime(["%Y-%m-%d"]),
+    default="2026-03-02",
+    show_default=True,
+    help="The day it tells of (UTC).",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.File("wb", lazy=False),
+    default="-",
+    help="A file instead of stdout.",
+)
+def sample_command(lines: int, seed: int, start: datetime, output: IO[bytes]) -> None:
+    """Write a day of a made-up access log to try limits on.
+
+    It tells of people, a scraper and an attack on the login page, in the combined format.
+    """
+    from nanolimit.cli import sample
+
+    for line in sample.lines(lines, seed, start):
+        output.write(line.encode("ascii") + b"\n")
+
+
+@nanolimit.command("tour")
+def tour_command() -> None:
+    """Show the limiter at work.
+
+    allow, check, a denial with its retry_after, telemetry. Takes no time: the clock is set by hand.
+    """
+    from nanolimit.cli import tour
+
+    tour.show(console())
+
+
+@nanolimit.command("bench")
+@click.option(
+    "--rounds",
+    default=15,
+    show_default=True,
+    type=click.IntRange(3, 1000),
+    help="Interleaved rounds.",
+)
+@click.option(
+    "--calls",
+    default=100_000,
+    show_default=True,
+    type=click.IntRange(1000),
+    help="Calls a row and round.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def bench_command(rounds: int, calls: int, as_json: bool) -> None:
+    """Measure the limiter on this machine.
+
+    Control rows show what a call costs that does nothing, and one that only reads the clock.
+    """
+    from nanolimit.cli import bench
+
+    with progress.bar("measuring", rounds, "rounds") as advance:
+        result = bench.measure(rounds, calls, advance)
+    if as_json:
+        click.echo(json.dumps(result.as_json(), indent=2))
+    else:
+        result.show(console())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; errors stand on stderr already.
+
+    SystemExit(1), by click, if who reads our output has gone (head, less).
+    """
+    try:
+        code = nanolimit.main(args=arguments, prog_name="nanolimit", standalone_mode=False)
+    except click.exceptions.Exit as left:
+        return left.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("nanolimit: interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        # A log that can't be read, or a result that can't be written.
+        name = "" if error.filename is None else f"{printable(str(error.filename))}: "
+        print(f"Error: {name}{error.strerror or error}", file=sys.stderr)
+        return UnusableInputError.exit_code
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,15 @@
+"""The engine's doors for tests: what no user needs, behind one name each."""
+
+from __future__ import annotations
+
+from nanolimit import RateLimiter
+
+
+def verify(limiter: RateLimiter) -> None:
+    """Walk the whole table; AssertionError names the invariant that does not hold."""
+    limiter._engine._verify()
+
+
+def fingerprint(limiter: RateLimiter, key: object) -> int:
+    """The 128 bits that stand for the key in this table."""
+    return limiter._engine._fingerprint(key)

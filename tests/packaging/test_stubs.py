@@ -1,0 +1,184 @@
+"""The types: what a user may write passes mypy --strict and pyright, what they may not is found."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from subprocesses import run
+from tools import missing
+
+GOOD = """
+from __future__ import annotations
+
+from array import array
+from datetime import timedelta
+from ipaddress import ip_address
+from uuid import uuid4
+
+import nanolimit
+from nanolimit import Decision, ManualClock, NanolimitError, Quota, RateLimiter, RateLimitExceeded
+from nanolimit import telemetry
+
+clock = ManualClock(start=0.0)
+limiter = RateLimiter(5, per=60, name="api", max_keys=1_000, on_full="deny", clock=clock)
+RateLimiter()
+RateLimiter("5/minute")
+RateLimiter(Quota(5, per=60.0))
+RateLimiter(5, per=timedelta(minutes=1))
+RateLimiter(5, per=60, clock=lambda: 1.5)
+
+allowed: bool = limiter.allow("user:42")
+limiter.allow(b"user", 3)
+limiter.allow(42, cost=3)
+limiter.allow(uuid4())
+limiter.allow(ip_address("192.0.2.1"))
+limiter.allow(("tenant", 7, (b"nested", uuid4())))
+decision: Decision = limiter.check("user:42")
+if not decision:
+    raise RateLimitExceeded(decision)
+numbers: tuple[int, int] = (decision.limit, decision.remaining)
+seconds: tuple[float, float, float] = (
+    decision.retry_after, decision.reset_after, decision.refill_after,
+)
+quota: Quota = limiter.peek("user:42", cost=2).quota
+answers: list[bool] = limiter.allow_many(["a", "b"])
+view: memoryview = limiter.allow_many(array("q", [1, 2]), cost=1)
+was_there: bool = limiter.reset("user:42")
+dropped: int = limiter.evict()
+limiter.clear()
+stats = limiter.stats()
+total: int = stats.allowed + stats.denied + stats.keys + stats.evicted + stats.overflowed
+memory: int = stats.memory_bytes + stats.capacity
+live: int = len(limiter)
+known: bool = "user:42" in limiter
+name: str = limiter.name
+per: float = limiter.quota.per
+with RateLimiter("5/minute") as other:
+    other.allow("me")
+limiter.close()
+clock.advance(1.5)
+now: float = clock()
+
+
+def handler(event: str, measurements: dict[str, float], metadata: dict[str, object]) -> None:
+    print(event, measurements["count"], metadata["limiter"])
+
+
+telemetry.attach("console", "denied", handler)
+telemetry.attach("all", ["allowed", "denied"], handler)
+telemetry.detach("console")
+easy: bool = nanolimit.allow("me")
+nanolimit.configure("5/minute")
+version: str = nanolimit.__version__
+try:
+    limiter.allow("me")
+except NanolimitError:
+    pass
+"""
+
+# Each of these lines is a mistake that a type checker must find.
+BAD = """
+from nanolimit import Quota, RateLimiter
+limiter = RateLimiter(5, per=60)
+limiter.allow(None)
+limiter.allow(1.5)
+limiter.allow("me", cost="3")
+limiter.allow()
+answer: str = limiter.allow("me")
+limiter.check("me").remaining = 3
+limiter.allow_many(None)
+RateLimiter(5, 60, "api")
+RateLimiter(5, per=60, on_full="forget")
+RateLimiter(5, per=60, clock=1.5)
+Quota("5")
+limiter.stats().allowed = 3
+limiter.nothing
+"""
+BAD_LINES = set(range(4, 17))
+
+
+@pytest.fixture
+def mypy() -> None:
+    if importlib.util.find_spec("mypy") is None:
+        missing("mypy")
+
+
+@pytest.fixture
+def pyright() -> None:
+    if importlib.util.find_spec("pyright") is None:
+        missing("pyright")
+
+
+@pytest.mark.usefixtures("mypy")
+def test_mypy_takes_what_users_write(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text(GOOD)
+    done = run("-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", "good.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("mypy")
+def test_mypy_finds_mistakes(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(BAD)
+    done = run("-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", "bad.py", cwd=tmp_path)
+    found = {int(line) for line in re.findall(r"^bad\.py:(\d+): error", done.stdout, re.MULTILINE)}
+    assert found == BAD_LINES, done.stdout
+
+
+def pyright_lines(tmp_path: Path, text: str) -> dict[int, str]:
+    (tmp_path / "user.py").write_text(text)
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
+    done = run(
+        "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "user.py", cwd=tmp_path
+    )
+    told = json.loads(done.stdout)
+    return {
+        problem["range"]["start"]["line"] + 1: problem["message"]
+        for problem in told["generalDiagnostics"]
+        if problem["severity"] == "error"
+    }
+
+
+@pytest.mark.usefixtures("pyright")
+def test_pyright_takes_what_users_write(tmp_path: Path) -> None:
+    assert pyright_lines(tmp_path, GOOD) == {}
+
+
+@pytest.mark.usefixtures("pyright")
+def test_pyright_finds_mistakes(tmp_path: Path) -> None:
+    found = pyright_lines(tmp_path, BAD)
+    assert set(found) == BAD_LINES, found
+
+
+@pytest.mark.usefixtures("pyright")
+def test_pyright_knows_the_type_of_everything_public(tmp_path: Path) -> None:
+    # --verifytypes knows no --pythonpath: it asks the first `python` on the PATH
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = run(
+        "-m", "pyright", "--verifytypes", "nanolimit", "--ignoreexternal", "--outputjson",
+        cwd=tmp_path, env={"PATH": path},
+    )  # fmt: skip
+    told = json.loads(done.stdout)["typeCompleteness"]
+    unknown = [
+        symbol["name"]
+        for symbol in told["symbols"]
+        if symbol["isExported"]
+        and not (symbol["isTypeKnown"] and not symbol["isTypeAmbiguous"])
+        and not symbol["name"].startswith("nanolimit.cli.")  # a program, not an interface
+    ]
+    assert told["pyTypedPath"]
+    assert len(told["symbols"]) > 50
+    assert unknown == []
+
+
+@pytest.mark.usefixtures("mypy")
+def test_the_stubs_are_what_was_compiled(tmp_path: Path) -> None:
+    allowed = Path(__file__).with_name("stubtest.txt")
+    done = run("-m", "mypy.stubtest", "--allowlist", allowed, "nanolimit._core", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,16 @@
+"""What a test does without a tool that it needs."""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+import pytest
+
+
+def missing(what: str) -> NoReturn:
+    """Skip by name on a user's machine; fail where everything is meant to be installed."""
+    reason = f"{what} is not installed"
+    if os.environ.get("NANOLIMIT_REQUIRE_TOOLS") == "1":
+        pytest.fail(f"{reason}, and NANOLIMIT_REQUIRE_TOOLS=1 asks for it")
+    pytest.skip(reason)
