@@ -19,10 +19,18 @@ except ImportError:  # the unit tests run without it
 else:
     _CALM = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     settings.register_profile(
-        "default", max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=_CALM
+        "default",
+        max_examples=100,
+        stateful_step_count=40,
+        deadline=None,
+        suppress_health_check=_CALM,
     )
     settings.register_profile(
-        "soak", max_examples=5_000, stateful_step_count=150, deadline=None, suppress_health_check=_CALM
+        "soak",
+        max_examples=5_000,
+        stateful_step_count=150,
+        deadline=None,
+        suppress_health_check=_CALM,
     )
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nanolimit import RateLimiter
 
 
@@ -10,6 +12,6 @@ def verify(limiter: RateLimiter) -> None:
     limiter._engine._verify()
 
 
-def fingerprint(limiter: RateLimiter, key: object) -> int:
+def fingerprint(limiter: RateLimiter, key: Any) -> int:
     """The 128 bits that stand for the key in this table."""
     return limiter._engine._fingerprint(key)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Hashable
-from typing import Literal
+from typing import Any, Literal
 
 from doors import fingerprint
 from nanolimit import RateLimiter
@@ -31,9 +30,9 @@ def tag_of(fingerprint: int) -> int:
     return (fingerprint >> 56 & 0xFF) or 1
 
 
-def neighbours(limiter: RateLimiter, share: Literal["bucket", "tag"], size: int) -> list[Hashable]:
+def neighbours(limiter: RateLimiter, share: Literal["bucket", "tag"], size: int) -> list[Any]:
     """`size` keys of the most crowded bucket, which are more than its 12 places, or tags."""
-    crowds: defaultdict[object, list[Hashable]] = defaultdict(list)
+    crowds: defaultdict[object, list[Any]] = defaultdict(list)
     for key in range(TRIED):
         where = fingerprint(limiter, key)
         bucket = bucket_of(where)

@@ -2,10 +2,11 @@
 
 It keeps a list of whole-number stamps per key and does nothing clever. Two ways of measuring time:
 
-- `exact`: stamps in nanoseconds, a clock that went back is taken for the newest stamp. That is what
-  the contract promises for windows and times on the grid.
-- `tick`: stamps in ticks, as the engine keeps them. A stamp rounds up to a tick, now rounds down, and
-  a now behind the newest stamp means one tick before it: never one too many, and less than a tick late.
+- `exact`: stamps in nanoseconds, a clock that went back is taken for the newest stamp. That is
+  what the contract promises for windows and times on the grid.
+- `tick`: stamps in ticks, as the engine keeps them. A stamp rounds up to a tick, now rounds down,
+  and a now behind the newest stamp means one tick before it: never one too many, and less than a
+  tick late.
 
 Both are the same code with another tick length and another step back.
 """
@@ -66,7 +67,7 @@ class Tally:
 
 
 class Reference:
-    """One quota, any number of keys. Every method takes the time, in nanoseconds, as an argument."""
+    """One quota, any number of keys. Methods take the time, in nanoseconds, as an argument."""
 
     def __init__(
         self,
@@ -162,7 +163,7 @@ class Reference:
         if not before.allowed:
             self.tally.denied += 1
             return before
-        log = self.live(key, now_ns)  # what is expired is gone for good, even if the clock goes back
+        log = self.live(key, now_ns)  # what is expired is gone, even if the clock goes back
         log += [self._stamp(self.logs.get(key, []), now_ns)] * cost
         self.logs[key] = log
         self.tally.allowed += 1

@@ -1,4 +1,4 @@
-"""SipHash in plain Python, after the paper (Aumasson and Bernstein, 2012) and its 128-bit variant."""
+"""SipHash in plain Python, after Aumasson and Bernstein (2012), with 128 bits of output."""
 
 from __future__ import annotations
 

@@ -475,6 +475,7 @@ cdef class Limiter:
             free(t)
             raise MemoryError(f"no address space for a limiter of max_keys={max_keys}: choose a smaller one")
         self.table = t
+        nl_defer_refcount(self)
         if clock is not None:
             set_flag(t, NL_FLAG_CLOCK, True)
         with registry_lock:

@@ -22,7 +22,8 @@ class Crew:
         self._start = threading.Barrier(size)
         self._work = work
         self._threads = [
-            threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(size)
+            threading.Thread(target=self._run, args=(number,), daemon=True)
+            for number in range(size)
         ]
 
     def _run(self, number: int) -> None:

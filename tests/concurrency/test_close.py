@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -18,7 +19,7 @@ THREADS = 4
 
 def call_until_closed(limiter: RateLimiter, number: int, started: threading.Event) -> None:
     """Every kind of call, until one says closed; then all of them must."""
-    calls = [
+    calls: list[Callable[[int], object]] = [
         lambda nth: limiter.allow((number, nth)),
         lambda nth: limiter.allow("hot"),
         lambda nth: limiter.check(nth, 2),
@@ -66,7 +67,8 @@ def test_many_close_at_once() -> None:
     for _ in range(300):
         limiter = RateLimiter(5, per=86_400)
         limiter.allow_many(range(100))
-        run(THREADS, lambda number, limiter=limiter: limiter.close())
+        close = limiter.close
+        run(THREADS, lambda _, close=close: close())  # type: ignore[misc]
         with pytest.raises(nanolimit.LimiterClosedError):
             limiter.allow("user")
 

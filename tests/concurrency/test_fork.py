@@ -1,8 +1,8 @@
 """fork() while threads insert, accept and deny: the child goes on with its own copy.
 
 A child has only the thread that forked. Whatever the others were doing inside the table at that
-instant must not make it wait for ever, count wrongly or find the table torn. Each child has an alarm:
-one that hangs dies of it and fails the test.
+instant must not make it wait for ever, count wrongly or find the table torn. Each child has an
+alarm: one that hangs dies of it and fails the test.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import signal
 import threading
 import traceback
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -24,16 +24,11 @@ from nanolimit import RateLimiter
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() on this platform"),
     pytest.mark.usefixtures("restless"),
+    # forking with threads running is what this is about
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 
 CHILD_S = 60
-
-
-@pytest.fixture(autouse=True)
-def _fork_with_threads_is_what_we_want() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
 
 
 def in_child(work: Callable[[], None]) -> None:
@@ -58,10 +53,11 @@ def in_child(work: Callable[[], None]) -> None:
     assert os.WEXITSTATUS(status) == 0, complaint
 
 
-def use_up(limiter: RateLimiter, key: object, limit: int) -> None:
+def use_up(limiter: RateLimiter, key: Any, limit: int) -> None:
     """What peek says still fits is what fits: nobody else is here."""
     left = limiter.peek(key).remaining
-    assert [limiter.allow(key) for _ in range(limit + 1)] == [True] * left + [False] * (limit + 1 - left)
+    answers = [limiter.allow(key) for _ in range(limit + 1)]
+    assert answers == [True] * left + [False] * (limit + 1 - left)
 
 
 @pytest.mark.parametrize(("limit", "forks"), [(5, 120), (40, 80)])
@@ -206,7 +202,7 @@ def test_fork_from_many_threads_at_once() -> None:
             key = (number, nth)
             assert limiter.allow(key)
 
-            def child(key: object = key) -> None:
+            def child(key: Any = key) -> None:
                 verify(limiter)
                 assert [limiter.allow(key) for _ in range(3)] == [True, True, False]
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def test_importing_leaves_the_gil_off() -> None:
     import nanolimit
 
     assert nanolimit.RateLimiter(1).allow("user")
-    assert sys._is_gil_enabled() is False
+    is_gil_enabled: Callable[[], bool] = sys._is_gil_enabled  # type: ignore[attr-defined,unused-ignore]
+    assert not is_gil_enabled()
 
 
 def test_the_folder_without_a_gil() -> None:
@@ -35,7 +37,11 @@ def test_the_folder_without_a_gil() -> None:
     python = os.environ.get("NANOLIMIT_PYTHON_FT")
     if not python:
         missing("a free-threaded Python (NANOLIMIT_PYTHON_FT)")
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHON_GIL")}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTHON_GIL")
+    }
     result = subprocess.run(
         [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent)],
         env=env,

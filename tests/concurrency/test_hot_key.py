@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -33,9 +34,9 @@ class Rounds:
         self.rounds = rounds
         self.calls = -(-2 * limit // threads) + 1  # together at least twice what fits
         self.admitted = [0] * threads
-        self.key: object = None
+        self.key: Any = None
 
-    def play(self, next_key: Callable[[int], object]) -> None:
+    def play(self, next_key: Callable[[int], Any]) -> None:
         turn = itertools.count()
 
         def judge() -> None:
@@ -58,7 +59,7 @@ class Rounds:
         run(self.threads, ask)
 
     def assert_counted(self, others: int = 0) -> None:
-        """stats() agrees, and the table is sound; `others` requests were admitted beside the rounds."""
+        """stats() agrees and the table is sound; `others` were admitted beside the rounds."""
         verify(self.limiter)
         stats = self.limiter.stats()
         assert stats.allowed == self.rounds * self.limit + others
@@ -68,7 +69,15 @@ class Rounds:
 
 @pytest.mark.parametrize(
     ("limit", "threads", "rounds"),
-    [(1, 2, 1_000), (1, 8, 500), (5, 2, 1_500), (5, 4, 1_000), (7, 4, 500), (100, 4, 250), (700, 2, 50)],
+    [
+        (1, 2, 1_000),
+        (1, 8, 500),
+        (5, 2, 1_500),
+        (5, 4, 1_000),
+        (7, 4, 500),
+        (100, 4, 250),
+        (700, 2, 50),
+    ],
 )
 def test_a_key_that_nobody_knows(limit: int, threads: int, rounds: int) -> None:
     """The threads also race to insert it."""
@@ -87,7 +96,7 @@ def test_a_key_whose_stamps_ran_out(limit: int, threads: int, rounds: int) -> No
     clock = NanoClock((2**32 - 3) * 100)  # ticks of 100 ns: the 32-bit tick turns over soon
     limiter = RateLimiter(limit, per=WINDOW_S, clock=clock)
 
-    def next_key(_: int) -> object:
+    def next_key(_: int) -> Any:
         clock.ns += WINDOW_S * NS_PER_S
         return "user"
 
@@ -101,7 +110,7 @@ def test_a_key_whose_stamps_ran_out(limit: int, threads: int, rounds: int) -> No
 def test_a_key_that_was_reset(limit: int, threads: int, rounds: int) -> None:
     limiter = RateLimiter(limit, per=86_400)
 
-    def next_key(nth: int) -> object:
+    def next_key(nth: int) -> Any:
         assert limiter.reset("user") is (nth > 0)
         return "user"
 
@@ -123,7 +132,7 @@ def test_while_the_table_grows(limit: int, threads: int, rounds: int) -> None:
             assert blocks_due.acquire(timeout=PATIENCE_S)
             assert all(limiter.allow_many([("new", block, nth) for nth in range(50)]))
 
-    def next_key(nth: int) -> object:
+    def next_key(nth: int) -> Any:
         blocks_due.release(20)
         return f"user:{nth}"
 
@@ -145,7 +154,7 @@ def test_while_idle_keys_are_evicted(limit: int, threads: int, rounds: int) -> N
         while not done.is_set():
             limiter.evict()
 
-    def next_key(nth: int) -> object:
+    def next_key(nth: int) -> Any:
         clock.ns += WINDOW_S * NS_PER_S
         return f"user:{nth % 3}"
 

@@ -1,4 +1,4 @@
-"""Every kind of nonsense has an answer that says what is wrong, and none of them changes anything."""
+"""Every kind of nonsense has an answer that says what is wrong, and changes nothing."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def unchanged(limiter: RateLimiter) -> Iterator[None]:
     assert limiter.allow("user")
 
 
-# -- making one -------------------------------------------------------------------------------------
+# -- making one -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,15 +147,17 @@ def test_the_ends_of_what_is_allowed(quota: Any, per: Any) -> None:
     if per is not None and isinstance(quota, str | Quota):
         pytest.skip("a window of its own")
     limiter = Make(quota) if per is None else Make(quota, per=per)
-    assert [limiter.allow("user") for _ in range(limiter.quota.limit)] == [True] * limiter.quota.limit
+    assert [limiter.allow("user") for _ in range(limiter.quota.limit)] == [
+        True
+    ] * limiter.quota.limit
 
 
-# -- keys -------------------------------------------------------------------------------------------
+# -- keys -----------------------------------------------------------------------------------------
 
 NOT_KEYS: list[Any] = [
-    None, [], {}, set(), frozenset(), object(), 1.5, 1j, float("nan"), bytearray(b"a"), memoryview(b"a"), range(3), int, print,
-    Ellipsis, decimal.Decimal(1), fractions.Fraction(1), timedelta(1), iter(()), Index(1),
-    (None,), ("a", []), ("a", ("b", 1.0)), (("a",), {"b": 1}),
+    None, [], {}, set(), frozenset(), object(), 1.5, 1j, float("nan"), bytearray(b"a"),
+    memoryview(b"a"), range(3), int, print, Ellipsis, decimal.Decimal(1), fractions.Fraction(1),
+    timedelta(1), iter(()), Index(1), (None,), ("a", []), ("a", ("b", 1.0)), (("a",), {"b": 1}),
 ]  # fmt: skip
 
 
@@ -220,7 +222,7 @@ def test_a_key_of_ten_megabytes_is_a_key_like_any_other(limiter: Any) -> None:
     assert limiter.allow(key[:-1])
 
 
-# -- costs ------------------------------------------------------------------------------------------
+# -- costs ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", ["allow", "check", "peek", "allow_many"])
@@ -272,14 +274,14 @@ def test_costs_that_are_whole_numbers(limiter: Any) -> None:
     assert limiter.allow("other", 0)
 
 
-# -- batches ----------------------------------------------------------------------------------------
+# -- batches --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "keys",
     [
-        (key for key in ["a"]), iter(["a"]), {"a"}, {"a": 1}, frozenset("a"), "abc", b"abc", bytearray(b"abc"), None, 5, object(),
-        map(str, [1]), {"a": 1}.keys(),
+        (key for key in ["a"]), iter(["a"]), {"a"}, {"a": 1}, frozenset("a"), "abc", b"abc",
+        bytearray(b"abc"), None, 5, object(), map(str, [1]), {"a": 1}.keys(),
     ],
     ids=lambda keys: type(keys).__name__,
 )  # fmt: skip
@@ -303,13 +305,20 @@ if numpy is not None:
     BAD_BUFFERS += [
         ("numpy float", numpy.array([1.0]), TypeError, "'d'"),
         ("numpy 2-D", numpy.zeros((2, 2), dtype=numpy.int64), ValueError, "dimension|1-D|2-D"),
-        ("numpy other endian", numpy.array([1]).astype(numpy.dtype("int64").newbyteorder()), TypeError, "[<>]"),
+        (
+            "numpy other endian",
+            numpy.array([1]).astype(numpy.dtype("int64").newbyteorder()),
+            TypeError,
+            "[<>]",
+        ),
         ("numpy bool", numpy.array([True]), TypeError, r"'\?'"),
         ("numpy structured", numpy.zeros(2, dtype=[("a", "i8")]), TypeError, "format"),
     ]
 
 
-@pytest.mark.parametrize(("name", "buffer", "error", "says"), BAD_BUFFERS, ids=[row[0] for row in BAD_BUFFERS])
+@pytest.mark.parametrize(
+    ("name", "buffer", "error", "says"), BAD_BUFFERS, ids=[row[0] for row in BAD_BUFFERS]
+)
 @pytest.mark.usefixtures("unchanged")
 def test_buffers_of_something_else(
     limiter: Any, name: str, buffer: Any, error: type[Exception], says: str
@@ -356,7 +365,7 @@ def test_a_bad_key_in_the_middle(
 
 
 def test_a_list_that_another_thread_changes() -> None:
-    """Whatever is in the list while it is looked at is decided; nobody gets too much, nothing breaks."""
+    """Whatever is in the list when it is looked at is decided, and nothing breaks."""
     limiter = RateLimiter(3, per=86_400)
     keys: list[str] = [f"user:{nth}" for nth in range(500)]
     done = threading.Event()
@@ -403,7 +412,7 @@ def test_a_list_that_changes_itself(limiter: Any) -> None:
     assert answers == [True, True, True], "a list is read as the list that it is"
 
 
-# -- clocks -----------------------------------------------------------------------------------------
+# -- clocks ---------------------------------------------------------------------------------------
 
 
 class Broken(Exception):
@@ -431,8 +440,12 @@ BAD_CLOCKS: list[tuple[str, Callable[[], Any], type[Exception]]] = [
 
 
 @pytest.mark.parametrize(("name", "bad", "error"), BAD_CLOCKS, ids=[row[0] for row in BAD_CLOCKS])
-@pytest.mark.parametrize("call", ["allow", "check", "peek", "allow_many", "buffer", "in", "len", "evict"])
-def test_a_clock_that_is_broken(name: str, bad: Callable[[], Any], error: type[Exception], call: str) -> None:
+@pytest.mark.parametrize(
+    "call", ["allow", "check", "peek", "allow_many", "buffer", "in", "len", "evict"]
+)
+def test_a_clock_that_is_broken(
+    name: str, bad: Callable[[], Any], error: type[Exception], call: str
+) -> None:
     """The error comes out; nothing was changed; with the clock mended all goes on."""
     mended: list[Callable[[], Any]] = [lambda: 100.0]
     limiter: Any = RateLimiter(5, per=60, clock=lambda: mended[0]())
@@ -490,17 +503,17 @@ def test_a_clock_that_calls_the_limiter() -> None:
         nonlocal busy
         if not busy:
             busy = True
-            assert limiter.allow("clock")
-            limiter.reset("clock")
-            limiter.evict()
-            limiter.clear()
+            assert asking.allow("clock")
+            asking.reset("clock")
+            asking.evict()
+            asking.clear()
             busy = False
         return 100.0
 
-    limiter = RateLimiter(1, per=60, clock=clock)
-    assert limiter.allow("user")
-    assert limiter.allow_many(["user", "other"])
-    verify(limiter)
+    asking: Any = RateLimiter(1, per=60, clock=clock)
+    assert asking.allow("user")
+    assert asking.allow_many(["user", "other"]) == [True, True]
+    verify(asking)
 
 
 @pytest.mark.parametrize("call", ["allow", "allow_many", "buffer", "len", "evict"])
@@ -508,16 +521,16 @@ def test_a_clock_that_closes_the_limiter(call: str) -> None:
     """The call in progress is answered or says closed; the next ones say closed."""
 
     def clock() -> float:
-        limiter.close()
+        asking.close()
         return 100.0
 
-    limiter: Any = RateLimiter(1, per=60, clock=clock)
+    asking: Any = RateLimiter(1, per=60, clock=clock)
     calls: dict[str, Callable[[], object]] = {
-        "allow": lambda: limiter.allow("user"),
-        "allow_many": lambda: limiter.allow_many(["user"] * 100),
-        "buffer": lambda: limiter.allow_many(array.array("q", range(100))),
-        "len": lambda: len(limiter),
-        "evict": lambda: limiter.evict(),
+        "allow": lambda: asking.allow("user"),
+        "allow_many": lambda: asking.allow_many(["user"] * 100),
+        "buffer": lambda: asking.allow_many(array.array("q", range(100))),
+        "len": lambda: len(asking),
+        "evict": lambda: asking.evict(),
     }
     try:
         calls[call]()
@@ -527,7 +540,7 @@ def test_a_clock_that_closes_the_limiter(call: str) -> None:
         calls[call]()
 
 
-# -- after close ------------------------------------------------------------------------------------
+# -- after close ----------------------------------------------------------------------------------
 
 
 def test_use_after_close(clock: NanoClock) -> None:
@@ -569,7 +582,7 @@ def test_a_context_manager_closes_even_after_an_error() -> None:
         limiter.allow("user")
 
 
-# -- handlers ---------------------------------------------------------------------------------------
+# -- handlers -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -630,7 +643,9 @@ def test_a_handler_may_close_the_limiter(attach: Callable[..., None]) -> None:
     assert limiter.closed
 
 
-def test_a_handler_may_fork_the_recursion_no_deeper_than_itself(attach: Callable[..., None]) -> None:
+def test_a_handler_may_fork_the_recursion_no_deeper_than_itself(
+    attach: Callable[..., None],
+) -> None:
     """It is not called for events that it causes itself."""
     limiter = RateLimiter(100, per=60)
     calls = []
@@ -663,7 +678,7 @@ def test_a_handler_that_raises_changes_no_decision(
     assert limiter.stats().allowed == 1
 
 
-# -- the end ----------------------------------------------------------------------------------------
+# -- the end --------------------------------------------------------------------------------------
 
 
 def run_script(script: str) -> subprocess.CompletedProcess[str]:
@@ -701,7 +716,9 @@ def run_script(script: str) -> subprocess.CompletedProcess[str]:
             def work(number):
                 nth = 0
                 while True:
-                    limiter.allow((number, nth)); limiter.allow_many(range(nth, nth + 100)); limiter.evict()
+                    limiter.allow((number, nth))
+                    limiter.allow_many(range(nth, nth + 100))
+                    limiter.evict()
                     nth += 1
                     if nth == 20: started.set()
             for number in range(3):

@@ -41,6 +41,7 @@ def test_rate_limit_exceeded_tells_the_decision() -> None:
     error = RateLimitExceeded(decision, "me")
     assert error.decision is decision
     assert error.key == "me"
+    assert error.args == (decision, "me")
     assert error.retry_after == decision.retry_after == 40.0
     assert str(error) == "limit of 2 per 60 s exceeded, retry after 40.000 s"
     assert "me" not in str(error).split()

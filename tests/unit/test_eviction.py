@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ def make(limit: int = 5, **others: int) -> tuple[RateLimiter, NanoClock]:
 
 
 def test_idle_slots_are_taken_again_without_a_sweep() -> None:
-    """Ten generations of users through a table for one: nobody overflows, and memory stands still."""
+    """Ten generations of users in a table for one: nobody overflows, and memory stands still."""
     limiter, clock = make(max_keys=5_000)
     memory = []
     for generation in range(10):
@@ -83,7 +84,9 @@ def test_evict_tells_telemetry_once() -> None:
     assert heard == [("evicted", {"count": 7}, {"limiter": limiter.name, "key": None})]
 
 
-@pytest.mark.parametrize(("limit", "cost", "users"), [(5, 1, 200_000), (100, 40, 20_000), (1_000, 900, 2_000)])
+@pytest.mark.parametrize(
+    ("limit", "cost", "users"), [(5, 1, 200_000), (100, 40, 20_000), (1_000, 900, 2_000)]
+)
 def test_memory_is_handed_back(limit: int, cost: int, users: int) -> None:
     """Slots, index and out-of-line stamps: a tenth or less is left."""
     limiter, clock = make(limit=limit)
@@ -116,15 +119,12 @@ def test_clear_hands_memory_back_too() -> None:
 
 def test_what_is_handed_back_goes_to_the_system() -> None:
     """Not only on paper: the process's own resident memory shrinks."""
-    statm = "/proc/self/statm"
-    try:
-        open(statm).close()
-    except OSError:
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
         pytest.skip("no /proc on this platform")
 
     def resident_pages() -> int:
-        with open(statm) as file:
-            return int(file.read().split()[1])
+        return int(statm.read_text().split()[1])
 
     limiter, clock = make()
     users = array.array("q", range(400_000))

@@ -25,6 +25,7 @@ import nanolimit
 from nanolimit import LimiterClosedError, ManualClock, NanolimitError, Quota, RateLimiter
 from nanolimit import _core as core
 from nanolimit.limiter import _VERBS, Verbs
+from nanolimit.limiter import _next_name as next_name
 
 default = importlib.import_module("nanolimit.default")
 
@@ -142,14 +143,14 @@ def test_threads_get_different_names(restless: None) -> None:
 
     def make() -> None:
         start.wait(60)
-        names.extend([RateLimiter().name for _ in range(50)])
+        names.extend([next_name() for _ in range(10_000)])
 
     threads = [threading.Thread(target=make) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(set(names)) == len(names) == 200
+    assert len(set(names)) == len(names) == 40_000
 
 
 # What it hands out

@@ -115,7 +115,9 @@ class TestTheFirstOnesFit:
 
 
 @pytest.mark.parametrize("on_full", ["allow", "deny", "evict"])
-@pytest.mark.parametrize(("max_keys", "limit"), [(1, 2_047), (17, 2_047), (17, 300), (200, 100), (10_000, 7)])
+@pytest.mark.parametrize(
+    ("max_keys", "limit"), [(1, 2_047), (17, 2_047), (17, 300), (200, 100), (10_000, 7)]
+)
 def test_there_is_memory_for_all_their_stamps(max_keys: int, limit: int, on_full: OnFull) -> None:
     limiter, clock = make(max_keys, on_full, limit=limit)
     for _ in range(3):
@@ -228,7 +230,11 @@ def test_peek_of_a_stranger_inserts_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("on_full", "expected"),
-    [("allow", ["overflow", "allowed"]), ("deny", ["overflow", "denied"]), ("evict", ["evicted", "allowed"])],
+    [
+        ("allow", ["overflow", "allowed"]),
+        ("deny", ["overflow", "denied"]),
+        ("evict", ["evicted", "allowed"]),
+    ],
 )
 def test_what_telemetry_hears(on_full: OnFull, expected: list[str]) -> None:
     limiter, _ = make(1, on_full)
@@ -260,7 +266,7 @@ def test_stats_know_the_capacity() -> None:
 
 @pytest.mark.parametrize("max_keys", [2, 17, 10_000])
 def test_a_clock_that_goes_back_while_the_table_is_full(max_keys: int) -> None:
-    """Whatever the table remembers of having been full, a key that came since goes idle in its own time."""
+    """What the table remembers of having been full does not outlive a newer key's window."""
     limiter, clock = make(max_keys, "deny")
     assert all(limiter.allow_many(range(max_keys)))
     assert not limiter.allow("stranger")

@@ -1,4 +1,4 @@
-"""The engine's hash is SipHash-1-3-128, bit for bit; and the one that it is compared with is SipHash."""
+"""The engine's hash is SipHash-1-3-128, bit for bit; and what it is compared with is SipHash."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from siphash import siphash128
 
 KEY = bytes(range(16))
 
-#: The first vectors of SipHash-2-4-128 in the authors' reference code: inputs 00, 00 01, 00 01 02 ...
+#: The first vectors of SipHash-2-4-128 in the authors' reference code: no input, 00, 00 01 ...
 PUBLISHED = [
     "a3817f04ba25a8e66df67214c7550293",
     "da87c1d86b99af44347659119b22fc45",

@@ -28,7 +28,7 @@ def crowd(size: int, users: int, seed: int = 1) -> list[int]:
     return [dice.randrange(users) for _ in range(size)]
 
 
-def one_by_one(limit: int, keys: Sequence[object], cost: int = 1) -> list[bool]:
+def one_by_one(limit: int, keys: Sequence[Any], cost: int = 1) -> list[bool]:
     clock = NanoClock(10**15)
     limiter = RateLimiter(limit, per=60, clock=clock)
     return [limiter.allow(key, cost) for key in keys]
@@ -41,7 +41,9 @@ def fresh(limit: int) -> RateLimiter:
 @pytest.mark.parametrize("make", [list, tuple])
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 8, 9, 31, 32, 33, 64, 100, 5_000])
 @pytest.mark.parametrize("limit", [1, 3, 7, 100])
-def test_a_sequence_as_if_one_by_one(limit: int, size: int, make: Callable[[list[str]], Sequence[str]]) -> None:
+def test_a_sequence_as_if_one_by_one(
+    limit: int, size: int, make: Callable[[list[str]], Sequence[str]]
+) -> None:
     keys = [f"user:{nth}" for nth in crowd(size, size // 4 + 1)]
     limiter = fresh(limit)
     answers = limiter.allow_many(make(keys))
@@ -60,7 +62,14 @@ def test_a_range_is_a_sequence() -> None:
 
 
 def test_duplicates_inside_one_batch() -> None:
-    assert fresh(2).allow_many(["a", "a", "b", "a", "b", "b"]) == [True, True, True, False, True, False]
+    assert fresh(2).allow_many(["a", "a", "b", "a", "b", "b"]) == [
+        True,
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
     assert fresh(2).allow_many([7] * 100) == [True, True] + [False] * 98
     answers = fresh(2).allow_many(array.array("q", [7] * 100))
     assert answers.tolist() == [True, True] + [False] * 98
@@ -108,7 +117,12 @@ if numpy is not None:
         ("numpy uint64", lambda keys: numpy.array(keys, dtype=numpy.uint64)),
         ("numpy strided", lambda keys: numpy.repeat(numpy.array(keys, dtype=numpy.int64), 3)[::3]),
         ("numpy backwards", lambda keys: numpy.array(keys[::-1], dtype=numpy.int64)[::-1]),
-        ("numpy column", lambda keys: numpy.array([[key, -1] for key in keys], dtype=numpy.int64).reshape(-1, 2)[:, 0]),
+        (
+            "numpy column",
+            lambda keys: numpy.array([[key, -1] for key in keys], dtype=numpy.int64).reshape(-1, 2)[
+                :, 0
+            ],
+        ),
     ]
 
 
@@ -132,9 +146,13 @@ def test_a_buffer_as_if_one_by_one(name: str, make: Callable[[list[int]], Any], 
 def test_a_strided_memoryview() -> None:
     keys = crowd(999, 100)
     limiter = fresh(2)
-    assert limiter.allow_many(memoryview(array.array("q", keys))[::3]).tolist() == one_by_one(2, keys[::3])
+    assert limiter.allow_many(memoryview(array.array("q", keys))[::3]).tolist() == one_by_one(
+        2, keys[::3]
+    )
     limiter = fresh(2)
-    assert limiter.allow_many(memoryview(array.array("q", keys))[::-1]).tolist() == one_by_one(2, keys[::-1])
+    assert limiter.allow_many(memoryview(array.array("q", keys))[::-1]).tolist() == one_by_one(
+        2, keys[::-1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,10 +204,9 @@ def test_numpy_scalars_have_the_value_of_their_ints() -> None:
     assert limiter.allow(5)
     try:
         again = limiter.allow(numpy.int64(5))
-    except TypeError as error:
-        assert "int64" in str(error)
-    else:
-        assert again is False
+    except TypeError:
+        return
+    assert again is False
 
 
 def test_lists_and_buffers_and_single_calls_share_their_counts() -> None:
@@ -206,8 +223,8 @@ def test_a_batch_that_makes_the_table_grow(as_buffer: bool) -> None:
     keys = [nth // 2 for nth in range(100_000)]
     random.Random(3).shuffle(keys)
     limiter = fresh(1)
-    answers = limiter.allow_many(array.array("q", keys) if as_buffer else keys)
-    assert sum(memoryview(answers).tolist() if as_buffer else answers) == 50_000
+    answers = list(limiter.allow_many(array.array("q", keys) if as_buffer else keys))
+    assert sum(answers) == 50_000
     seen: set[int] = set()
     for key, answer in zip(keys, answers, strict=True):
         assert answer is (key not in seen)
@@ -218,7 +235,7 @@ def test_a_batch_that_makes_the_table_grow(as_buffer: bool) -> None:
 
 @pytest.mark.parametrize("as_buffer", [False, True])
 @pytest.mark.parametrize("on_full", ["allow", "deny", "evict"])
-def test_a_batch_that_fills_the_table(on_full: str, as_buffer: bool) -> None:
+def test_a_batch_that_fills_the_table(on_full: Any, as_buffer: bool) -> None:
     limiter = RateLimiter(2, per=60, clock=NanoClock(10**15), max_keys=10, on_full=on_full)
     keys = [*range(10), *range(10, 15), *range(5)]
     answers = list(limiter.allow_many(array.array("q", keys) if as_buffer else keys))

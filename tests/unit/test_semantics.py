@@ -1,4 +1,4 @@
-"""What a sliding window is: exact boundaries, costs all or nothing, and a retry_after that holds."""
+"""What a sliding window is: exact edges, costs all or nothing, a retry_after that holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from doors import fingerprint, verify
 from nanolimit import ManualClock, RateLimiter
 from reference import Reference, seconds, tick_ns
 
-#: Limits at which the log of a key changes its shape: inside the slot, or in chunks of 8, 16 ... 2,048.
+#: Limits at which the log of a key changes its shape: in the slot, or in chunks of 8, 16 ... 2,048.
 LIMITS = [1, 2, 5, 6, 7, 8, 9, 16, 17, 64, 100, 255, 256, 1_000, 1_024, 2_046, 2_047]
 
 WINDOWS_S = [1e-6, 0.001, 1, 60, 3_600, 86_400, 7 * 86_400, 315_576_000]

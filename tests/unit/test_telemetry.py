@@ -524,6 +524,25 @@ def test_a_detach_in_the_middle_of_an_attach_is_not_lost() -> None:
     assert times == 2
 
 
+def test_a_detach_while_the_core_is_told_is_not_overwritten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when the collector runs a finalizer inside of the core."""
+    telemetry.attach("dying", "allowed", fail)
+    masks: list[int] = []
+    real = telemetry._core.set_emitter
+
+    def interrupted(mask: int, emit: Any) -> None:
+        telemetry.detach("dying")
+        masks.append(mask)
+        real(mask, emit)
+
+    monkeypatch.setattr(telemetry._core, "set_emitter", interrupted)
+    telemetry.attach("kept", "denied", Recorder())
+    assert masks[-1] == telemetry._core.EVENT_BITS["denied"]
+    assert list(telemetry.handlers()) == ["kept"]
+
+
 def run(script: str) -> subprocess.CompletedProcess[str]:
     """Run in an interpreter of its own, which is ended if it hangs."""
     return subprocess.run(

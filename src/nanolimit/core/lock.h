@@ -37,6 +37,12 @@ NL_ALWAYS_INLINE void nl_pause(void) {
 
 enum { NL_QUICK_SPINS = 200, NL_SPINS_BEFORE_YIELD = 200 };
 
+/* Between two tries: spin at first, then let others run. */
+static inline void nl_back_off(int tries) {
+    if (tries < NL_SPINS_BEFORE_YIELD) nl_pause();
+    else nl_yield();
+}
+
 /* --- the process, as an owner ----------------------------------------------------------------------------------- */
 
 static struct {
@@ -111,10 +117,7 @@ static inline bool nl_lock_quick(nl_lock *lock) {
 }
 
 static inline void nl_lock_wait(nl_lock *lock) {
-    for (int i = 0; !nl_lock_try(lock); i++) {
-        if (i < NL_SPINS_BEFORE_YIELD) nl_pause();
-        else nl_yield();
-    }
+    for (int tries = 0; !nl_lock_try(lock); tries++) nl_back_off(tries);
 }
 
 NL_ALWAYS_INLINE void nl_unlock(nl_lock *lock) { nl_store32_release(lock, 0); }

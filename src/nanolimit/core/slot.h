@@ -100,8 +100,7 @@ NL_ALWAYS_INLINE bool nl_slot_try(nl_slot *slot, uint64_t *meta) {
 static inline bool nl_slot_take(nl_slot *slot, uint64_t *meta, bool wait) {
     if (NL_LIKELY(nl_slot_try(slot, meta))) return true;
     for (int i = 0; wait || i < NL_QUICK_SPINS; i++) {
-        if (i < NL_SPINS_BEFORE_YIELD) nl_pause();
-        else nl_yield();
+        nl_back_off(i);
         if (nl_slot_try(slot, meta)) return true;
     }
     return false;

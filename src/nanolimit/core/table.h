@@ -355,7 +355,7 @@ static NL_NOINLINE nl_split_outcome nl_split_segment(nl_table *t, nl_segment *se
 }
 
 static inline nl_outcome nl_full(const nl_table *t, uint32_t limit, uint32_t cost, nl_now now, nl_view *view) {
-    bool allowed = t->on_full == NL_ON_FULL_ALLOW;
+    bool allowed = t->on_full != NL_ON_FULL_DENY; /* who displaces others is not turned away for want of memory */
     if (view) {
         memset(view, 0, sizeof *view);
         view->now_ns = now.ns;
@@ -409,7 +409,7 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
                                             nl_view *view) {
     nl_outcome displaced = NL_DENIED;
     bool may_split = true, may_displace = false;
-    for (int chunk_tries = 0;;) {
+    for (int chunk_tries = 0, displace_tries = 0;;) {
         bool placed = false;
         uint64_t meta = 0;
         nl_next next = NL_NEXT_AGAIN;
@@ -425,7 +425,11 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
             if (next == NL_NEXT_WAIT) return NL_WOULD_WAIT;
             if (next == NL_NEXT_COMMIT && !nl_index_commit(t)) may_split = false;
             if (next == NL_NEXT_FULL) { /* now it is certain that the key is new: only then may a live key make room */
-                if (t->on_full != NL_ON_FULL_EVICT || may_displace) return nl_full(t, limit, cost, now, view);
+                if (t->on_full != NL_ON_FULL_EVICT || !nl_load32(&t->head->slab.fresh)) return nl_full(t, limit, cost, now, view);
+                if (may_displace) { /* all that the hand saw were in use: there will be others */
+                    if (++displace_tries > NL_QUICK_SPINS && !wait) return NL_WOULD_WAIT;
+                    nl_back_off(displace_tries);
+                }
                 may_displace = true;
             }
             continue;
@@ -518,8 +522,7 @@ static inline nl_outcome nl_reset(nl_table *t, nl_fingerprint fp, uint64_t now_n
         nl_gate_leave();
         if (segment && !busy) return live ? NL_ALLOWED : NL_DENIED;
         if (!wait && (!segment || spins == NL_QUICK_SPINS)) return NL_WOULD_WAIT;
-        if (spins < NL_SPINS_BEFORE_YIELD) nl_pause();
-        else nl_yield();
+        nl_back_off(spins);
     }
 }
 
