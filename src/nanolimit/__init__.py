@@ -41,7 +41,7 @@ __all__ = [
 def get_include() -> str:
     """Return the directory of the C headers that come with the package.
 
-    Cython code that says ``cimport nanolimit`` finds the `.pxd` by itself; its extension needs
-    this directory in `include_dirs`.
+    For `include_dirs` of an extension whose Cython code says ``cimport nanolimit``; the `.pxd`
+    itself is found without it.
     """
     return __path__[0]

@@ -15,6 +15,7 @@ cdef class Limiter:
     cdef object clock_ns       # None, or () -> int nanoseconds, which is asked instead
     cdef object __weakref__
 
+    cdef int refuse_if_closed(self) except -1
     cdef unsigned long long now(self, double *seconds) except? 0xffffffffffffffff
     cdef unsigned int units(self, object cost) except? 0xffffffff
     cdef int decide(self, object key, object cost, void *view, bint counts, double *seconds) except -1

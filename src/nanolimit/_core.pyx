@@ -330,8 +330,11 @@ cdef uint64_t ns_of_seconds(double seconds) noexcept:
 cdef double seconds_up(uint64_t ns) noexcept:
     """The least float that is not less than so many nanoseconds."""
     cdef uint64_t whole = ns // 1_000_000_000u, part = ns % 1_000_000_000u
-    cdef double seconds = <double>ns / 1e9
-    # exact: is seconds < whole + part / 1e9 ?
+    cdef double seconds = nextafter(<double>ns / 1e9, INFINITY), less = nextafter(seconds, 0)
+    # seconds is at most two floats too high: go down while the next one is still enough, told exactly
+    while fma(less - <double>whole, 1e9, -<double>part) >= 0 and ns:
+        seconds = less
+        less = nextafter(seconds, 0)
     while fma(seconds - <double>whole, 1e9, -<double>part) < 0:
         seconds = nextafter(seconds, INFINITY)
     return seconds
@@ -351,6 +354,7 @@ class Stats(namedtuple("Stats", "allowed denied keys evicted overflowed memory_b
 
 @cython.final
 @cython.freelist(16)
+@cython.no_gc  # it refers to a Quota, which refers to nothing
 cdef class Decision:
     """The answer to one check. Truthy if allowed. Immutable; seconds are floats, computed when asked for."""
 
@@ -394,21 +398,21 @@ cdef class Decision:
         if self.allowed:
             return 0.0
         if self.untracked:
-            return self.window * self.tick_ns / 1e9
+            return self.quota.per
         return self.until(self.view.deciding_tick)
 
     @property
     def reset_after(self) -> float:
         """Seconds until the whole quota is back: until the key's newest stamp leaves the window; 0.0 if it is unused."""
         if self.untracked:
-            return 0.0 if self.allowed else self.window * self.tick_ns / 1e9
+            return 0.0 if self.allowed else self.quota.per
         return self.until(self.view.newest_tick) if self.view.used else 0.0
 
     @property
     def refill_after(self) -> float:
         """Seconds until a unit more than now is free: until the key's oldest stamp leaves; 0.0 if it is unused."""
         if self.untracked:
-            return 0.0 if self.allowed else self.window * self.tick_ns / 1e9
+            return 0.0 if self.allowed else self.quota.per
         return self.until(self.view.oldest_tick) if self.view.used else 0.0
 
     def __repr__(self):
@@ -531,9 +535,10 @@ cdef class Limiter:
         outcome = nl_check(t, fp, now_ns, units, False, <nl_view *>view)
         return settle(self, fp, outcome, key, units, now_ns, <nl_view *>view)
 
-    def refuse_if_closed(self):
+    cdef int refuse_if_closed(self) except -1:
         if flags_of(<nl_table *>self.table) & NL_FLAG_CLOSED:
             raise LimiterClosedError(f"limiter {self.name!r} is closed")
+        return 0
 
     cdef unsigned int units(self, object cost) except? 0xffffffff:
         """cost as a number of units: 0 .. limit."""
@@ -765,11 +770,6 @@ cdef class Limiter:
     def closed(self) -> bool:
         """Has close() been called?"""
         return flags_of(<nl_table *>self.table) & NL_FLAG_CLOSED != 0
-
-    @property
-    def occupied(self) -> int:
-        """Slots in use, idle keys included: stats().keys, also after close()."""
-        return nl_table_keys(<nl_table *>self.table)
 
     def __reduce__(self):
         raise TypeError("cannot pickle a limiter: make one in each process")

@@ -11,6 +11,7 @@ for which both are right, and only these; going back finds out which it was.
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -208,9 +209,14 @@ class Machine(RuleBasedStateMachine):
         assert decision.limit == self.limit
         assert decision.quota == self.limiter.quota
         assert decision.remaining == verdict.remaining
-        assert decision.retry_after == seconds(verdict.retry_after_ns)
-        assert decision.reset_after == seconds(verdict.reset_after_ns)
-        assert decision.refill_after == seconds(verdict.refill_after_ns)
+        self.same_time(decision.retry_after, verdict.retry_after_ns)
+        self.same_time(decision.reset_after, verdict.reset_after_ns)
+        self.same_time(decision.refill_after, verdict.refill_after_ns)
+
+    def same_time(self, answer: float, ns: int) -> None:
+        """Rounded up to the next float; from 2^53 ns on, where floats are coarse, one more will do."""
+        least = seconds(ns)
+        assert answer == least or (ns >= 2**53 and answer == math.nextafter(least, math.inf))
 
     def untracked(self, decision: Decision, cost: int) -> None:
         """The table was full and `on_full` decided."""
