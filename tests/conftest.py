@@ -20,8 +20,8 @@ else:
     _CALM = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     settings.register_profile(
         "default",
-        max_examples=100,
-        stateful_step_count=40,
+        max_examples=400,
+        stateful_step_count=50,
         deadline=None,
         suppress_health_check=_CALM,
     )

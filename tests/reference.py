@@ -125,10 +125,12 @@ class Reference:
         )
 
     def contains(self, key: Hashable, now_ns: int) -> bool:
-        return bool(self.live(key, now_ns))
+        """Does `key` have a live stamp? If any is, its newest one is."""
+        log = self.logs.get(key)
+        return bool(log) and self._now(log, now_ns) - log[-1] < self.window
 
     def live_keys(self, now_ns: int) -> set[Hashable]:
-        return {key for key in self.logs if self.live(key, now_ns)}
+        return {key for key in self.logs if self.contains(key, now_ns)}
 
     def __len__(self) -> int:
         """Keys that have a log, live or idle."""
@@ -138,7 +140,7 @@ class Reference:
 
     def is_full(self, key: Hashable, now_ns: int) -> bool:
         """No room for `key`: it has no live log, and as many others as fit do."""
-        if self.max_keys is None or self.live(key, now_ns):
+        if self.max_keys is None or len(self.logs) < self.max_keys or self.contains(key, now_ns):
             return False
         return len(self.live_keys(now_ns)) >= self.max_keys
 

@@ -60,6 +60,7 @@ typedef struct {
     void *address;
     uint32_t bytes;
     uint32_t messages;
+    uint32_t plain; /* the last message that a plain store made */
     uint16_t history[WEAK_HISTORY];
 } weak_location;
 
@@ -201,7 +202,7 @@ static uint32_t weak_locate(const void *p, uint32_t bytes) {
         weak_location *fresh = &weak.locations[weak.used_locations++];
         fresh->address = (void *)(uintptr_t)p;
         fresh->bytes = bytes;
-        fresh->messages = 0;
+        fresh->messages = fresh->plain = 0;
         weak_push(fresh, weak_read(p, bytes), NULL);
         weak.index[at] = (uint16_t)weak.used_locations;
         /* views that were made before say 0 of it, which is true */
@@ -209,7 +210,8 @@ static uint32_t weak_locate(const void *p, uint32_t bytes) {
     uint32_t number = weak.index[at] - 1u;
     weak_location *location = &weak.locations[number];
     if (location->bytes != bytes) weak_fail("a word is used with two widths");
-    if (weak_at(location, location->messages - 1)->value != weak_read(p, bytes)) weak_push(location, weak_read(p, bytes), NULL);
+    if (weak_at(location, location->messages - 1)->value != weak_read(p, bytes))
+        location->plain = weak_push(location, weak_read(p, bytes), NULL);
     return number;
 }
 
@@ -307,10 +309,13 @@ static void weak_fence(bool acquire, bool release, bool full) {
 }
 
 /* What a copy of all memory may hold that is taken by the current thread at this instant: of each location a message that is
- * not before what the thread has seen, and with each message all that it carries. Real memory becomes that. */
+ * not before what the thread has seen, and with each message all that it carries; and all plain stores. Real memory becomes
+ * that. */
 static weak_view weak_cut(void) {
     weak_view cut = weak.threads[weak.current].now;
     for (uint32_t i = 0; i < weak.used_locations; i++) {
+        weak_locate(weak.locations[i].address, weak.locations[i].bytes);
+        if (cut.at[i] < weak.locations[i].plain) cut.at[i] = (uint16_t)weak.locations[i].plain;
         uint32_t newest = weak.locations[i].messages - 1;
         if (weak_below(2)) cut.at[i] = (uint16_t)(cut.at[i] + weak_below(newest - cut.at[i] + 1));
     }

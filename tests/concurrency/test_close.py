@@ -42,7 +42,7 @@ def call_until_closed(limiter: RateLimiter, number: int, started: threading.Even
             call(16)
 
 
-@pytest.mark.parametrize("rounds", [150])
+@pytest.mark.parametrize("rounds", [60])
 def test_close_under_fire(rounds: int) -> None:
     for _ in range(rounds):
         limiter = RateLimiter(5, per=86_400)

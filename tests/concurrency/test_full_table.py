@@ -20,7 +20,7 @@ THREADS = 4
 @pytest.mark.parametrize("max_keys", [1, 2, 17, 1_000])
 def test_exactly_as_many_as_fit(max_keys: int) -> None:
     """All ask for keys of their own; together twice as many as fit."""
-    for nth in range(max(1, 400 // max_keys)):
+    for nth in range(max(1, 150 // max_keys)):
         limiter = RateLimiter(1, per=86_400, max_keys=max_keys, on_full="deny")
         mine = -(-2 * max_keys // THREADS)
         admitted: list[list[tuple[int, int]]] = [[] for _ in range(THREADS)]

@@ -72,7 +72,7 @@ class Rounds:
     [
         (1, 2, 1_000),
         (1, 8, 500),
-        (5, 2, 1_500),
+        (5, 2, 2_000),
         (5, 4, 1_000),
         (7, 4, 500),
         (100, 4, 250),
@@ -142,7 +142,7 @@ def test_while_the_table_grows(limit: int, threads: int, rounds: int) -> None:
     assert len(limiter) == rounds + blocks * 50
 
 
-@pytest.mark.parametrize(("limit", "threads", "rounds"), [(5, 4, 500), (50, 2, 250)])
+@pytest.mark.parametrize(("limit", "threads", "rounds"), [(5, 4, 250), (50, 2, 200)])
 def test_while_idle_keys_are_evicted(limit: int, threads: int, rounds: int) -> None:
     """Another thread drops idle keys all the time: never one that has just been asked for."""
     clock = NanoClock()

@@ -20,17 +20,16 @@ FLAGS += ["-D_GNU_SOURCE"]
 
 @pytest.mark.skipif(os.name == "nt", reason="speaks to gcc and clang only")
 @pytest.mark.parametrize("header", HEADERS, ids=lambda path: path.name)
-@pytest.mark.parametrize("debug", [False, True], ids=["plain", "debug"])
-def test_a_header_compiles_alone(header: Path, debug: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("define", ["PLAIN", "NL_DEBUG", "NL_PORTABLE_TAGS"])
+def test_a_header_compiles_alone(header: Path, define: str, tmp_path: Path) -> None:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         missing("a C compiler")
     unit = tmp_path / "unit.c"
     # twice: it must guard itself against being included again
     unit.write_text(f'#include "{header.name}"\n' * 2 + "typedef int nothing_else;\n")
-    define = ["-DNL_DEBUG"] if debug else []
     done = subprocess.run(
-        [compiler, *FLAGS, *define, f"-I{header.parent}", str(unit)],
+        [compiler, *FLAGS, f"-D{define}", f"-I{header.parent}", str(unit)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")

@@ -214,7 +214,7 @@ class Machine(RuleBasedStateMachine):
         self.same_time(decision.refill_after, verdict.refill_after_ns)
 
     def same_time(self, answer: float, ns: int) -> None:
-        """Rounded up to the next float; from 2^53 ns on, where floats are coarse, one more will do."""
+        """Rounded up to the next float; from 2^53 ns on, where they are coarse, one more will do."""
         least = seconds(ns)
         assert answer == least or (ns >= 2**53 and answer == math.nextafter(least, math.inf))
 
@@ -228,7 +228,7 @@ class Machine(RuleBasedStateMachine):
 
     def before_counting(self, key: Any, cost: int) -> bool:
         """Book what inserting `key` may do to others. Returns: it will displace a live key."""
-        if cost == 0 or self.reference.live(key, self.now):
+        if cost == 0 or self.reference.contains(key, self.now):
             return False
         self.doubtful |= self.reference.idle_keys(self.now)
         return self.reference.on_full == "evict" and self.reference.is_full(key, self.now)

@@ -76,6 +76,7 @@ NL_ALWAYS_INLINE bool nl_log_read(const nl_rule *rule, const nl_chunks *chunks, 
     log->count = log->expired = nl_meta_count(rule->shape, meta);
     log->ring = nl_ring_of(rule, chunks, slot, meta);
     log->used = 0;
+    log->newest = 0;
     log->newest_tick = 0;
     if (!log->count) return true;
     if (NL_UNLIKELY(log->head >= log->ring.capacity || log->count > log->ring.capacity)) return false;
@@ -129,7 +130,15 @@ NL_ALWAYS_INLINE nl_outcome nl_log_deny(const nl_rule *rule, const nl_chunks *ch
     return NL_DENIED;
 }
 
-/* The log as a view, read in the same way. False: it kept changing. */
+/* Was what nl_log_read gave out one log, the slot's at one instant? meta alone may come back to the same value after all stamps of
+ * a lap were replaced; that always replaces the newest one, by a stamp a window later, or the chunk. */
+NL_ALWAYS_INLINE bool nl_log_held(const nl_rule *rule, const nl_chunks *chunks, const nl_slot *slot, uint64_t meta, const nl_log *log) {
+    nl_fence_acquire(); /* what follows is read after the stamps */
+    return nl_load64_acquire(&slot->meta) == meta && nl_ring_of(rule, chunks, slot, meta).stamps == log->ring.stamps &&
+           (!log->count || nl_ring_get(log->ring, log->head, log->count - 1) == log->newest);
+}
+
+/* The log as a view, read without the slot. False: it kept changing, or is another key's. */
 static inline bool nl_log_peek(const nl_rule *rule, const nl_chunks *chunks, const nl_slot *slot, nl_fingerprint fp, nl_now now,
                                uint32_t limit, uint32_t cost, nl_view *view) {
     for (int tries = 0; tries < 3; tries++) {
@@ -137,8 +146,7 @@ static inline bool nl_log_peek(const nl_rule *rule, const nl_chunks *chunks, con
         nl_log log;
         if (!nl_log_read(rule, chunks, slot, meta, now, &log)) continue;
         nl_log_view(&log, limit, cost, now, view);
-        nl_fence_acquire();
-        if (nl_load64(&slot->meta) == meta) return nl_slot_is(slot, fp);
+        if (nl_log_held(rule, chunks, slot, meta, &log)) return nl_slot_is(slot, fp);
     }
     return false;
 }
@@ -182,6 +190,7 @@ static NL_NOINLINE bool nl_log_move(const nl_rule *rule, nl_chunks *chunks, nl_s
             nl_gate_leave();
             return false;
         }
+        nl_fence_release(); /* the chunk may have been another key's: whoever still reads it there sees that key's meta change */
         to = nl_chunk_ring(chunks, reference);
         to_selector = selector == 1 ? 2 : 1;
     }

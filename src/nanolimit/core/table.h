@@ -262,7 +262,7 @@ static inline uint32_t nl_hand(nl_table *t, nl_now now, uint32_t steps, nl_hand_
         nl_fingerprint fp = {nl_load64_acquire(&slot->fingerprint[0]), nl_load64(&slot->fingerprint[1])};
         uint64_t meta = nl_load64_acquire(&slot->meta);
         nl_log log;
-        bool seen = fp.lo && nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log);
+        bool seen = fp.lo && nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log) && nl_log_held(&t->rule, &t->chunks, slot, meta, &log);
         if (seen && log.used) {
             if (log.newest_tick < view->oldest_tick) view->oldest_tick = log.newest_tick, view->oldest = slot;
             continue;
@@ -367,7 +367,7 @@ static inline nl_outcome nl_full(const nl_table *t, uint32_t limit, uint32_t cos
 
 /* Looks for a key under its segment's lock, and inserts it where it is not: then *placed, and the slot is owned. NULL: nothing
  * is held; what to do next is in `next`. */
-typedef enum { NL_NEXT_AGAIN, NL_NEXT_COMMIT, NL_NEXT_FULL, NL_NEXT_WAIT } nl_next;
+typedef enum { NL_NEXT_AGAIN, NL_NEXT_COMMIT, NL_NEXT_FULL, NL_NEXT_NO_ROOM, NL_NEXT_WAIT } nl_next;
 
 static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, nl_now now, uint32_t *spare, bool *may_split, bool wait, bool *placed,
                                 uint64_t *meta, nl_next *next) {
@@ -387,7 +387,7 @@ static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, nl_now now, uint
         *may_split = split != NL_SPLIT_IMPOSSIBLE;
         if (split == NL_SPLIT_UNCOMMITTED) *next = NL_NEXT_COMMIT;
     } else if (segment->used == NL_SEGMENT_ENTRIES) {
-        *next = NL_NEXT_FULL;
+        *next = NL_NEXT_NO_ROOM; /* in the index: it could not be split */
     } else if (nl_slot_try(nl_slab_slot(&t->slab, *spare), meta)) { /* else a reader that came too late has it: again */
         slot = nl_slab_slot(&t->slab, *spare);
         nl_fence_release();
@@ -423,6 +423,7 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
         }
         if (!slot) {
             if (next == NL_NEXT_WAIT) return NL_WOULD_WAIT;
+            if (next == NL_NEXT_NO_ROOM) return nl_full(t, limit, cost, now, view);
             if (next == NL_NEXT_COMMIT && !nl_index_commit(t)) may_split = false;
             if (next == NL_NEXT_FULL) { /* now it is certain that the key is new: only then may a live key make room */
                 if (t->on_full != NL_ON_FULL_EVICT || !nl_load32(&t->head->slab.fresh)) return nl_full(t, limit, cost, now, view);
@@ -453,8 +454,8 @@ NL_ALWAYS_INLINE nl_outcome nl_check(nl_table *t, nl_fingerprint fp, uint64_t no
     nl_slot *slot = nl_find(t, fp);
     if (NL_LIKELY(slot != NULL)) {
         if (nl_log_deny(&t->rule, &t->chunks, slot, fp, now, limit, cost) == NL_DENIED &&
-            (!view || nl_log_peek(&t->rule, &t->chunks, slot, fp, now, limit, cost, view)))
-            return NL_DENIED;
+            (!view || (nl_log_peek(&t->rule, &t->chunks, slot, fp, now, limit, cost, view) && view->used + cost > limit)))
+            return NL_DENIED; /* both: it may have changed between the two looks */
         nl_outcome outcome = nl_log_allow(&t->rule, &t->chunks, slot, fp, now, limit, cost, wait, view);
         if (NL_LIKELY(!(outcome & (NL_GONE | NL_NO_CHUNK)))) return outcome;
     }
