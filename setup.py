@@ -2,7 +2,7 @@
 
 Environment, all off by default:
 
-NANOLIMIT_DEBUG=1               asserts in the core (NL_DEBUG), no optimisation
+NANOLIMIT_DEBUG=1               asserts in the core (NL_DEBUG), no optimisation unless sanitized
 NANOLIMIT_SANITIZE=LIST         a compiler's -fsanitize list: "address,undefined" or "thread"
 NANOLIMIT_COVERAGE=1            line tracing in the seam, gcov in the core
 NANOLIMIT_ANNOTATE=1            Cython's HTML report beside the generated C
@@ -11,6 +11,7 @@ NANOLIMIT_ANNOTATE=1            Cython's HTML report beside the generated C
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -48,13 +49,15 @@ def compile_flags(compiler_type: str) -> tuple[list[str], list[str]]:
         return ["/std:c11", "/Od" if debug else "/O2"], []
     compile_args = ["-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
     link_args: list[str] = []
-    if debug or coverage:
-        compile_args += ["-O0", "-g", "-UNDEBUG"]
-    elif sanitize:
+    if sanitize:
         compile_args += ["-O1", "-g"]
+    elif debug or coverage:
+        compile_args += ["-O0", "-g"]
     else:
         # -g0: Python's own flags often hold -g, which would triple the size of a wheel
         compile_args += ["-O3", "-g0"]
+    if debug:
+        compile_args += ["-UNDEBUG"]
     if sanitize:
         compile_args += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"]
         link_args += [f"-fsanitize={sanitize}"]
@@ -75,6 +78,10 @@ class BuildExtension(build_ext):
         super().build_extensions()
 
 
+generated = f"{build_base}/cython"
+# Cython copies the headers beside the C that it generates, and only newer ones: start without any.
+shutil.rmtree(f"{generated}/{CORE}", ignore_errors=True)
+
 core = Extension(
     "nanolimit._core",
     sources=["src/nanolimit/_core.pyx"],
@@ -87,7 +94,7 @@ core = Extension(
 setup(
     ext_modules=cythonize(
         [core],
-        build_dir=f"{build_base}/cython",
+        build_dir=generated,
         include_path=["src"],
         annotate=annotate,
         compiler_directives={

@@ -6,6 +6,7 @@ cimport cython
 cdef enum:
     NANOLIMIT_ABI = 1  # grows whenever a declaration below changes its meaning or its layout
 
+
 @cython.final
 cdef class Limiter:
     cdef void *table           # an nl_table, which only _core looks into

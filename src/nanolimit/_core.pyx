@@ -28,7 +28,7 @@ from collections import namedtuple
 from collections.abc import Sequence
 from operator import index
 
-from nanolimit.errors import LimiterClosedError, NanolimitError
+from nanolimit.errors import LimiterClosedError
 
 
 cdef extern from "Python.h":
@@ -173,7 +173,8 @@ if nl_process_init() != 0:
 
 ABI_VERSION = NANOLIMIT_ABI
 EVENT_BITS = {
-    "allowed": 1, "denied": 2, "overflow": 4, "evicted": 8, "blocked": 16, "degraded": 32, "recovered": 64, "handler_detached": 128,
+    "allowed": 1, "denied": 2, "overflow": 4, "evicted": 8,
+    "blocked": 16, "degraded": 32, "recovered": 64, "handler_detached": 128,
 }
 cdef enum:
     EVENT_ALLOWED = 1
@@ -303,7 +304,8 @@ cdef int fingerprint_of_library_type(nl_table *t, object key, nl_fingerprint *fp
     ):
         # An interface is an address with a network, a network one with a prefix: three different keys, as for ==.
         if isinstance(key, (ip.IPv4Network, ip.IPv6Network)):
-            text = f"network {key.network_address.packed.hex()} {key.prefixlen} {getattr(key.network_address, 'scope_id', None)}"
+            address = key.network_address
+            text = f"network {address.packed.hex()} {key.prefixlen} {getattr(address, 'scope_id', None)}"
         elif isinstance(key, (ip.IPv4Interface, ip.IPv6Interface)):
             text = f"interface {key.packed.hex()} {key.network.prefixlen} {getattr(key, 'scope_id', None)}"
         else:
@@ -423,8 +425,8 @@ cdef class Decision:
 
     def __reduce__(self):
         return _decision, (
-            self.allowed, self.untracked, self.quota, self.tick_ns, self.window, self.seconds, self.view.now_ns, self.view.newest_tick,
-            self.view.oldest_tick, self.view.deciding_tick, self.view.used, self.view.limit,
+            self.allowed, self.untracked, self.quota, self.tick_ns, self.window, self.seconds, self.view.now_ns,
+            self.view.newest_tick, self.view.oldest_tick, self.view.deciding_tick, self.view.used, self.view.limit,
         )
 
 
@@ -889,6 +891,7 @@ cdef void check_all(nl_table *t, const nl_fingerprint *fps, const char *words, P
     cdef nl_fingerprint group[64]
     cdef nl_tally tally
     cdef int64_t word
+    cdef int kind
     cdef Py_ssize_t done = 0
     cdef uint32_t i, size
     tally.allowed = tally.denied = tally.untracked = tally.displaced = 0
@@ -897,7 +900,8 @@ cdef void check_all(nl_table *t, const nl_fingerprint *fps, const char *words, P
         if fps == NULL:
             for i in range(size):
                 memcpy(&word, words + (done + i) * stride, 8)
-                group[i] = nl_hash_word(&t.seeds[<int>NL_KEY_INT if unsigned_ or word >= 0 else <int>NL_KEY_INT_NEGATIVE], <uint64_t>word)
+                kind = NL_KEY_INT if unsigned_ or word >= 0 else NL_KEY_INT_NEGATIVE
+                group[i] = nl_hash_word(&t.seeds[kind], <uint64_t>word)
             nl_check_group(t, group, size, now_ns, units, outcomes + done, &tally)
         else:
             nl_check_group(t, fps + done, size, now_ns, units, outcomes + done, &tally)
@@ -911,7 +915,9 @@ cdef int abi_version() noexcept nogil:
     return NANOLIMIT_ABI
 
 
-cdef int allow_fingerprint(Limiter limiter, nl_fingerprint fp, long long cost, const char *data, size_t length, long long key) noexcept nogil:
+cdef int allow_fingerprint(Limiter limiter, nl_fingerprint fp, long long cost, const char *data, size_t length,
+                           long long key) noexcept nogil:
+    """The key itself, as data or (data NULL) as an integer, is for telemetry only."""
     cdef nl_table *t = <nl_table *>limiter.table
     cdef uint32_t flags = flags_of(t)
     cdef nl_outcome outcome

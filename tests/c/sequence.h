@@ -187,7 +187,11 @@ static void sequence_untracked(sequence *s, uint32_t k, nl_outcome outcome, cons
         if (s->config.on_full == NL_ON_FULL_EVICT) sequence_fail(s, "nobody was displaced", 0, 1);
         SEQUENCE_SAME(s, "live keys of a full table", s->config.max_keys, model_live_keys(&s->model, s->now_ns));
     }
-    if (nl_find(&s->table, s->fps[k])) model_arrive(&s->model, k); /* it has a slot, and no stamps */
+    const nl_slot *slot = nl_find(&s->table, s->fps[k]);
+    if (slot) model_arrive(&s->model, k); /* it has a slot, though perhaps no stamps */
+    /* On its way to a chunk that it didn't get, a log that was out altogether may have been emptied (log.h, the era). */
+    if (slot && !nl_meta_count(s->table.rule.shape, slot->meta) && !model_is_live(&s->model, &s->model.keys[k], s->now_ns))
+        s->model.keys[k].count = 0;
     if (sequence_note_lost(s) > (s->config.on_full == NL_ON_FULL_EVICT)) sequence_fail(s, "live keys were lost", 0, 1);
 }
 

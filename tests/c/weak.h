@@ -23,7 +23,7 @@
  * Plain accesses go to real memory, in which every location has its newest value. That is right for words under a lock that
  * works, which the core's plain words are; and whether locks work is seen on their atomic words. The first touch of a
  * location takes real memory as a message that everybody has seen. If real memory was changed by a plain store since,
- * then that becomes the newest message, which nobody must see.
+ * then that becomes the newest message, and all threads have seen it.
  *
  * Threads are coroutines; at every atomic operation a seeded scheduler may go on with another one. Outside weak_run() atomics go
  * straight to memory.
@@ -60,7 +60,6 @@ typedef struct {
     void *address;
     uint32_t bytes;
     uint32_t messages;
-    uint32_t plain; /* the last message that a plain store made */
     uint16_t history[WEAK_HISTORY];
 } weak_location;
 
@@ -202,7 +201,7 @@ static uint32_t weak_locate(const void *p, uint32_t bytes) {
         weak_location *fresh = &weak.locations[weak.used_locations++];
         fresh->address = (void *)(uintptr_t)p;
         fresh->bytes = bytes;
-        fresh->messages = fresh->plain = 0;
+        fresh->messages = 0;
         weak_push(fresh, weak_read(p, bytes), NULL);
         weak.index[at] = (uint16_t)weak.used_locations;
         /* views that were made before say 0 of it, which is true */
@@ -210,8 +209,10 @@ static uint32_t weak_locate(const void *p, uint32_t bytes) {
     uint32_t number = weak.index[at] - 1u;
     weak_location *location = &weak.locations[number];
     if (location->bytes != bytes) weak_fail("a word is used with two widths");
-    if (weak_at(location, location->messages - 1)->value != weak_read(p, bytes))
-        location->plain = weak_push(location, weak_read(p, bytes), NULL);
+    if (weak_at(location, location->messages - 1)->value != weak_read(p, bytes)) {
+        uint32_t newest = weak_push(location, weak_read(p, bytes), NULL);
+        for (int i = 0; i < weak.count; i++) weak.threads[i].now.at[number] = weak.threads[i].pending.at[number] = (uint16_t)newest;
+    }
     return number;
 }
 
@@ -309,13 +310,11 @@ static void weak_fence(bool acquire, bool release, bool full) {
 }
 
 /* What a copy of all memory may hold that is taken by the current thread at this instant: of each location a message that is
- * not before what the thread has seen, and with each message all that it carries; and all plain stores. Real memory becomes
- * that. */
+ * not before what the thread has seen, and with each message all that it carries. Real memory becomes that. */
 static weak_view weak_cut(void) {
+    for (uint32_t i = 0; i < weak.used_locations; i++) weak_locate(weak.locations[i].address, weak.locations[i].bytes);
     weak_view cut = weak.threads[weak.current].now;
     for (uint32_t i = 0; i < weak.used_locations; i++) {
-        weak_locate(weak.locations[i].address, weak.locations[i].bytes);
-        if (cut.at[i] < weak.locations[i].plain) cut.at[i] = (uint16_t)weak.locations[i].plain;
         uint32_t newest = weak.locations[i].messages - 1;
         if (weak_below(2)) cut.at[i] = (uint16_t)(cut.at[i] + weak_below(newest - cut.at[i] + 1));
     }

@@ -67,20 +67,29 @@ def test_make_targets_that_are_named_exist(source: Path, documents: dict[Path, s
     assert named <= targets
 
 
-def test_workflows_run_make_targets_that_ci_runs(source: Path) -> None:
+@pytest.fixture(scope="module")
+def workflows(source: Path) -> dict[str, str]:
+    paths = sorted((source / ".github" / "workflows").glob("*.yml"))
+    assert [path.name for path in paths] == ["ci.yml", "wheels.yml"]
+    return {path.name: path.read_text("utf-8") for path in paths}
+
+
+def test_workflows_run_make_targets_that_ci_runs(source: Path, workflows: dict[str, str]) -> None:
     """No workflow line is untried: each `run:` is a make target that .ci/run executes too."""
     tried = set(MAKE.findall((source / ".ci" / "run").read_text("utf-8")))
-    for path in sorted((source / ".github" / "workflows").glob("*.yml")):
-        commands = re.findall(r"^\s*-? ?run: (.*)$", path.read_text("utf-8"), re.MULTILINE)
+    for name, text in workflows.items():
+        commands = re.findall(r"^\s*-? ?run: (.*)$", text, re.MULTILINE)
         assert commands
         for command in commands:
             target = re.fullmatch(r"make ([a-z-]+)(?: PYTHON=python)?", command)
-            assert target is not None, f"{path.name}: {command}"
+            assert target is not None, f"{name}: {command}"
             # cibuildwheel needs the runners; what it would build is compared by wheels-list.
-            assert target[1] in tried | {"wheels"}, f"{path.name}: {command}"
+            assert target[1] in tried | {"wheels"}, f"{name}: {command}"
 
 
-def test_actions_are_pinned_by_commit(source: Path) -> None:
-    for path in sorted((source / ".github" / "workflows").glob("*.yml")):
-        for action in re.findall(r"uses: (.*)", path.read_text("utf-8")):
+def test_actions_are_pinned_by_commit(workflows: dict[str, str]) -> None:
+    for text in workflows.values():
+        actions = re.findall(r"uses: (.*)", text)
+        assert actions
+        for action in actions:
             assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action

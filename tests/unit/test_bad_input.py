@@ -141,15 +141,28 @@ def test_only_quota_and_per_go_by_position() -> None:
         Make(5, 60, "name")
 
 
-@pytest.mark.parametrize("quota", [1, 2_047, Index(7), "1/s", "2047/d", Quota(3, per=1)])
-@pytest.mark.parametrize("per", [None, 1e-6, 315_576_000, timedelta(microseconds=1), Index(5)])
-def test_the_ends_of_what_is_allowed(quota: Any, per: Any) -> None:
-    if per is not None and isinstance(quota, str | Quota):
-        pytest.skip("a window of its own")
-    limiter = Make(quota) if per is None else Make(quota, per=per)
-    assert [limiter.allow("user") for _ in range(limiter.quota.limit)] == [
-        True
-    ] * limiter.quota.limit
+LONGEST_S = 315_576_000  # ten years
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            (limit, per)
+            for limit in (1, 2_047)
+            for per in (1e-6, LONGEST_S, timedelta(microseconds=1))
+        ),
+        (Index(7), Index(5)),
+        ("1/s",),
+        ("2047/d",),
+        (Quota(3, per=1),),
+    ],
+    ids=repr,
+)
+def test_the_ends_of_what_is_allowed(arguments: tuple[Any, ...], clock: NanoClock) -> None:
+    limiter = Make(*arguments, clock=clock)
+    limit = limiter.quota.limit
+    assert [limiter.allow("user") for _ in range(limit + 1)] == [True] * limit + [False]
 
 
 # -- keys -----------------------------------------------------------------------------------------

@@ -71,7 +71,8 @@ NL_ALWAYS_INLINE nl_ring nl_ring_of(const nl_rule *rule, const nl_chunks *chunks
 
 /* Decodes the log. Without the slot's owner what comes out may be nonsense until meta proves unchanged; it is bounded
  * nonsense: no index leaves its ring. False: not even that. */
-NL_ALWAYS_INLINE bool nl_log_read(const nl_rule *rule, const nl_chunks *chunks, const nl_slot *slot, uint64_t meta, nl_now now, nl_log *log) {
+NL_ALWAYS_INLINE bool nl_log_read(const nl_rule *rule, const nl_chunks *chunks, const nl_slot *slot, uint64_t meta, nl_now now,
+                                  nl_log *log) {
     log->head = nl_meta_head(rule->shape, meta);
     log->count = log->expired = nl_meta_count(rule->shape, meta);
     log->ring = nl_ring_of(rule, chunks, slot, meta);
@@ -80,7 +81,7 @@ NL_ALWAYS_INLINE bool nl_log_read(const nl_rule *rule, const nl_chunks *chunks, 
     log->newest_tick = 0;
     if (!log->count) return true;
     if (NL_UNLIKELY(log->head >= log->ring.capacity || log->count > log->ring.capacity)) return false;
-    log->newest = nl_ring_get(log->ring, log->head, log->count - 1);
+    log->newest = nl_load32_acquire(nl_ring_at(log->ring, log->head, log->count - 1)); /* the other stamps are no older: nl_log_held */
     uint64_t epoch = now.tick >> NL_EPOCH_SHIFT;
     int64_t since = nl_slot_epochs_since(rule->shape, slot, meta, epoch);
     if (since >= 2) return true; /* more than 2^30 ticks, so more than a window */
@@ -130,9 +131,10 @@ NL_ALWAYS_INLINE nl_outcome nl_log_deny(const nl_rule *rule, const nl_chunks *ch
     return NL_DENIED;
 }
 
-/* Was what nl_log_read gave out one log, the slot's at one instant? meta alone may come back to the same value after all stamps of
- * a lap were replaced; that always replaces the newest one, by a stamp a window later, or the chunk. */
-NL_ALWAYS_INLINE bool nl_log_held(const nl_rule *rule, const nl_chunks *chunks, const nl_slot *slot, uint64_t meta, const nl_log *log) {
+/* Was what nl_log_read gave out one log, the slot's at one instant? meta alone may come back to the same value after a lap that
+ * replaced all stamps; but then the newest, which was read first, is another one now, a window later, or the chunk is. */
+NL_ALWAYS_INLINE bool nl_log_held(const nl_rule *rule, const nl_chunks *chunks, const nl_slot *slot, uint64_t meta,
+                                  const nl_log *log) {
     nl_fence_acquire(); /* what follows is read after the stamps */
     return nl_load64_acquire(&slot->meta) == meta && nl_ring_of(rule, chunks, slot, meta).stamps == log->ring.stamps &&
            (!log->count || nl_ring_get(log->ring, log->head, log->count - 1) == log->newest);
@@ -155,13 +157,15 @@ static inline bool nl_log_peek(const nl_rule *rule, const nl_chunks *chunks, con
 
 /* The era that the log will need with a stamp in `epoch`. Moving it on changes no epoch that can be read; only a log that
  * has expired altogether may be out of its reach, and is emptied first. */
-static inline void nl_slot_set_era(nl_shape s, nl_slot *slot, uint64_t meta, const nl_log *log, uint64_t epoch) {
+static inline void nl_slot_set_era(nl_shape s, nl_slot *slot, uint64_t *meta, nl_log *log, uint64_t epoch) {
     uint64_t reach = ~(uint64_t)0 >> s.epoch_shift;
     if (log->count && epoch - nl_load32(&slot->ring[NL_ERA]) <= reach) return;
     if (log->used) {
         nl_store32(&slot->ring[NL_ERA], (uint32_t)(log->newest_tick >> NL_EPOCH_SHIFT));
     } else {
-        nl_slot_publish(slot, nl_meta_of(s, nl_meta_selector(meta), 0, 0, 0));
+        *meta = nl_meta_of(s, nl_meta_selector(*meta), 0, 0, 0);
+        log->head = log->count = log->expired = 0;
+        nl_slot_publish(slot, *meta);
         nl_store32(&slot->ring[NL_ERA], (uint32_t)epoch);
     }
 }
@@ -228,7 +232,7 @@ NL_ALWAYS_INLINE nl_outcome nl_log_allow_owned(const nl_rule *rule, nl_chunks *c
         view->used = stamps;
     }
     nl_fence_release(); /* whoever sees a stamp that we write now sees, after an acquire fence, that meta has changed */
-    if (NL_UNLIKELY(rule->shape.has_era)) nl_slot_set_era(rule->shape, slot, meta, &log, epoch);
+    if (NL_UNLIKELY(rule->shape.has_era)) nl_slot_set_era(rule->shape, slot, &meta, &log, epoch);
     uint32_t selector = nl_meta_selector(meta);
     uint32_t capacity = nl_log_capacity_for(rule->shape, selector, log.ring.capacity, stamps);
     if (NL_UNLIKELY(capacity != log.ring.capacity)) {

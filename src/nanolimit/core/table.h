@@ -262,7 +262,8 @@ static inline uint32_t nl_hand(nl_table *t, nl_now now, uint32_t steps, nl_hand_
         nl_fingerprint fp = {nl_load64_acquire(&slot->fingerprint[0]), nl_load64(&slot->fingerprint[1])};
         uint64_t meta = nl_load64_acquire(&slot->meta);
         nl_log log;
-        bool seen = fp.lo && nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log) && nl_log_held(&t->rule, &t->chunks, slot, meta, &log);
+        bool seen = fp.lo && nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log) &&
+                    nl_log_held(&t->rule, &t->chunks, slot, meta, &log);
         if (seen && log.used) {
             if (log.newest_tick < view->oldest_tick) view->oldest_tick = log.newest_tick, view->oldest = slot;
             continue;
@@ -438,6 +439,7 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
         nl_outcome outcome = placed ? nl_log_allow_owned(&t->rule, &t->chunks, slot, meta, now, limit, cost, view)
                                     : nl_log_allow(&t->rule, &t->chunks, slot, fp, now, limit, cost, wait, view);
         if (outcome == NL_NO_CHUNK) { /* if it was placed, it stays, with an empty log: idle */
+            if (placed) nl_store64(&t->slab.state->full_until, 0);
             if (!nl_chunks_commit(&t->chunks, t->page_bytes) || ++chunk_tries > 8) return nl_full(t, limit, cost, now, view);
         } else if (outcome != NL_GONE) {
             return (nl_outcome)(outcome | displaced);

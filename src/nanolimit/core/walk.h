@@ -18,7 +18,8 @@ static inline uint64_t nl_walk_count(const nl_table *t, uint64_t now_ns) {
         for (int tries = 0; tries < 100; tries++) {
             uint64_t meta = nl_load64_acquire(&slot->meta);
             nl_log log;
-            if (!nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log) || !nl_log_held(&t->rule, &t->chunks, slot, meta, &log)) continue;
+            if (!nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log)) continue;
+            if (!nl_log_held(&t->rule, &t->chunks, slot, meta, &log)) continue;
             live += log.used != 0;
             break;
         }

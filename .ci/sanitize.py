@@ -1,0 +1,77 @@
+"""Builds the extension with asserts, AddressSanitizer and UBSan and runs tests under it (Linux).
+
+usage: python .ci/sanitize.py TESTS...
+
+The interpreter itself is not instrumented, so the sanitizer's library is preloaded and leaks, which
+CPython has by design, are not looked for. PYTHONMALLOC=malloc lets it see Python's own blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parent.parent
+COMPILER = os.environ.get("CC", "gcc")
+
+
+def library(name: str) -> str:
+    """Where the compiler keeps its runtime library `name`."""
+    path = subprocess.run(
+        [COMPILER, f"-print-file-name={name}"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    if not Path(path).is_absolute():
+        sys.exit(f"{COMPILER} has no {name}")
+    return path
+
+
+def main() -> int:
+    tests = [str(SOURCE / test) for test in sys.argv[1:]]
+    preload = f"{library('libasan.so')} {library('libubsan.so')}"
+    with tempfile.TemporaryDirectory(prefix="nanolimit-sanitize-") as temporary:
+        home = Path(temporary) / "venv"
+        venv.EnvBuilder(with_pip=True).create(home)
+        python = home / "bin" / "python"
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+        built = {
+            **os.environ,
+            "CC": COMPILER,
+            "NANOLIMIT_SANITIZE": "address,undefined",
+            "NANOLIMIT_DEBUG": "1",
+        }
+        subprocess.run([*pip, "--upgrade", "pip>=25.1"], check=True)
+        subprocess.run([*pip, "--group", "wheel-test"], check=True, cwd=SOURCE)
+        subprocess.run(
+            [*pip, "--no-build-isolation", f"{SOURCE}[cli]"], check=True, env=built, cwd=temporary
+        )
+        under = {
+            **os.environ,
+            "LD_PRELOAD": preload,
+            "PYTHONMALLOC": "malloc",
+            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+            "NANOLIMIT_SOURCE": str(SOURCE),
+        }
+        return subprocess.run(
+            [
+                python,
+                "-m",
+                "pytest",
+                "-p",
+                "no:cacheprovider",
+                "-c",
+                SOURCE / "pyproject.toml",
+                *tests,
+            ],
+            cwd=SOURCE,
+            env=under,
+            check=False,
+        ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
