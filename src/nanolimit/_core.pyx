@@ -805,9 +805,12 @@ cdef int settle(Limiter limiter, nl_fingerprint fp, int outcome, object key, uin
     """What is left to do after a check: wait where it would have waited, count, tell."""
     cdef nl_table *t = <nl_table *>limiter.table
     cdef nl_counters *c = &t.head.counters
-    if outcome == NL_WOULD_WAIT:
+    cdef int displaced
+    if outcome & NL_WOULD_WAIT:
+        displaced = outcome & NL_DISPLACED  # it may have made room already
         with nogil:
             outcome = nl_check(t, fp, now_ns, units, True, view)
+        outcome |= displaced
     NL_TALLY(c, NL_COUNT_ALLOWED if outcome & NL_ALLOWED else NL_COUNT_DENIED, 1)
     if outcome & NL_UNTRACKED:
         NL_TALLY(c, NL_COUNT_OVERFLOWED, 1)

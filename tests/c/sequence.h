@@ -277,7 +277,7 @@ static void sequence_batch(sequence *s) { /* of keys that are there: a newcomer 
 }
 
 static void sequence_burst(sequence *s) { /* many keys, one after the other: growth, splits, full tables */
-    uint32_t n = sequence_word(s) % 4096, first = sequence_pick_key(s);
+    uint32_t n = sequence_word(s) % 4096 >> (sequence_byte(s) & 3), first = sequence_pick_key(s);
     for (uint32_t i = 0; i < n; i++) {
         s->key = (first + i) % s->model.n;
         sequence_check(s, s->key, 1, i % 8 == 0);

@@ -423,13 +423,13 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
             nl_gate_leave();
         }
         if (!slot) {
-            if (next == NL_NEXT_WAIT) return NL_WOULD_WAIT;
-            if (next == NL_NEXT_NO_ROOM) return nl_full(t, limit, cost, now, view);
+            if (next == NL_NEXT_WAIT) return (nl_outcome)(NL_WOULD_WAIT | displaced);
+            if (next == NL_NEXT_NO_ROOM) return (nl_outcome)(nl_full(t, limit, cost, now, view) | displaced);
             if (next == NL_NEXT_COMMIT && !nl_index_commit(t)) may_split = false;
             if (next == NL_NEXT_FULL) { /* now it is certain that the key is new: only then may a live key make room */
                 if (t->on_full != NL_ON_FULL_EVICT || !nl_load32(&t->head->slab.fresh)) return nl_full(t, limit, cost, now, view);
                 if (may_displace) { /* all that the hand saw were in use: there will be others */
-                    if (++displace_tries > NL_QUICK_SPINS && !wait) return NL_WOULD_WAIT;
+                    if (++displace_tries > NL_QUICK_SPINS && !wait) return (nl_outcome)(NL_WOULD_WAIT | displaced);
                     nl_back_off(displace_tries);
                 }
                 may_displace = true;

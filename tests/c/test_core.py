@@ -1,0 +1,215 @@
+"""The core alone, in C programs: against a model, under the sanitizers, fuzzed, and on other machines.
+
+random.c and fuzz.c compare every answer with model.h; threads.c races. NANOLIMIT_SOAK=1 runs all of it longer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tools import missing
+
+HERE = Path(__file__).parent
+CORE = HERE.parents[1] / "src" / "nanolimit" / "core"
+SOAK = os.environ.get("NANOLIMIT_SOAK", "") not in ("", "0")
+
+BASE = ["-std=c11", "-D_GNU_SOURCE", "-g", "-Wall", "-Wextra", "-Werror", f"-I{CORE}"]
+DEBUG = ["-DNL_DEBUG"]
+ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+# The vector instruction reads tags that others write meanwhile, as it may; the sanitizer can't know.
+THREAD = ["-fsanitize=thread", "-DNL_PORTABLE_TAGS"]
+
+#: rounds of each test of threads.c, in a second or so
+RACES = {"hot": 3_000, "sliding": 600, "clear": 1_000, "full": 2_000, "fork": 40}
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="speaks to gcc and clang only")
+
+Build = Callable[..., Path]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A platform that is reached through the compiler in the package ziglang."""
+
+    triple: str
+    runner: tuple[str, ...] | None  # None: nothing here runs it
+    flags: tuple[str, ...] = ()
+
+
+TARGETS = {
+    "linux-musl": Target("x86_64-linux-musl", ()),
+    "linux-arm64": Target("aarch64-linux-musl", ("qemu-aarch64",)),
+    "macos-arm64": Target("aarch64-macos", None),
+    "windows": Target("x86_64-windows-gnu", None),
+    "windows-interlocked": Target("x86_64-windows-gnu", None, ("-DNL_FORCE_INTERLOCKED",)),
+}
+
+
+def longer(count: int) -> int:
+    return count * 100 if SOAK else count
+
+
+def run(command: list[str], *, seconds: float = 120, **environment: str) -> str:
+    """The command's output; its error output when it fails or does not end."""
+    done = subprocess.run(
+        command,
+        capture_output=True, text=True, check=False, errors="replace",
+        timeout=seconds * (200 if SOAK else 1), env={**os.environ, **environment},
+    )  # fmt: skip
+    if done.returncode != 0:
+        pytest.fail(f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}"[:8000])
+    return done.stdout
+
+
+def clang_or_nothing() -> str:
+    return shutil.which("clang") or missing("clang")
+
+
+def a_compiler() -> str:
+    """What CC names, or else cc, gcc or clang."""
+    for name in (os.environ.get("CC", "cc"), "gcc", "clang"):
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    missing("a C compiler")
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """build("random.c", compiler, flags): the program; each is made once a session."""
+    made: dict[tuple[str, ...], Path] = {}
+    directory = tmp_path_factory.mktemp("core")
+
+    def make(source: str, compiler: list[str], flags: list[str]) -> Path:
+        recipe = (source, *compiler, *flags)
+        if recipe not in made:
+            program = directory / f"{Path(source).stem}-{len(made)}"
+            run([*compiler, *BASE, *flags, str(HERE / source), "-o", str(program)])
+            made[recipe] = program
+        return made[recipe]
+
+    return make
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gcc", "clang"])
+@pytest.mark.parametrize("tags", ["vector tags", "portable tags"])
+def test_every_answer_is_the_models(
+    build: Build, require_tool: Callable[[str], str], name: str, tags: str
+) -> None:
+    flags = ["-O2", *DEBUG, "-pthread"] + ["-DNL_PORTABLE_TAGS"] * (tags == "portable tags")
+    program = build("random.c", [require_tool(name)], flags)
+    first = {"gcc": 0, "clang": 2}[name] + (tags == "portable tags")
+    count = longer(100)
+    assert "all as the model says" in run([str(program), str(count), str(1 + first * count)])
+
+
+def test_every_answer_is_the_models_under_address_sanitizer(build: Build) -> None:
+    program = build("random.c", [a_compiler()], ["-O1", *DEBUG, *ADDRESS, "-pthread"])
+    assert "all as the model says" in run([str(program), str(longer(50)), "1000000"])
+
+
+@pytest.mark.parametrize(
+    ("what", "arguments"), [("operations", ["1", "12"]), ("races", ["hot", "2"])]
+)
+def test_optimised_without_asserts(build: Build, what: str, arguments: list[str]) -> None:
+    """As it is shipped: a compiler that is let loose finds other orders."""
+    source = {"operations": "random.c", "races": "threads.c"}[what]
+    program = build(source, [a_compiler()], ["-O3", "-DNDEBUG", "-pthread"])
+    assert run([str(program), *arguments])
+
+
+def test_fuzzed(build: Build, tmp_path: Path) -> None:
+    flags = ["-O1", *DEBUG, "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+    program = build("fuzz.c", [clang_or_nothing()], [*flags, "-pthread"])
+    run(
+        [
+            str(program), f"-max_total_time={1800 if SOAK else 12}", "-max_len=1500", "-seed=1",
+            "-timeout=60", "-print_final_stats=1", f"-artifact_prefix={tmp_path}/",
+        ],
+    )  # fmt: skip
+
+
+# --- threads -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("race", RACES)
+@pytest.mark.parametrize("threads", [2, 5])
+def test_races(build: Build, race: str, threads: int) -> None:
+    program = build("threads.c", [a_compiler()], ["-O2", *DEBUG, "-pthread"])
+    run([str(program), race, str(longer(RACES[race])), str(threads)])
+
+
+@pytest.mark.parametrize("race", RACES)
+def test_races_under_address_sanitizer(build: Build, race: str) -> None:
+    program = build("threads.c", [a_compiler()], ["-O1", *DEBUG, *ADDRESS, "-pthread"])
+    run([str(program), race, str(longer(RACES[race] // 4)), "3"])
+
+
+@pytest.mark.parametrize("race", [race for race in RACES if race != "fork"])
+def test_races_under_thread_sanitizer(build: Build, race: str) -> None:
+    """It knows no fences, but every shared word that two threads touch at once must be atomic.
+
+    What ordering the fences bring is shown by weak.c.
+    """
+    program = build("threads.c", [clang_or_nothing()], ["-O1", *THREAD, "-pthread"])
+    run(
+        [str(program), race, str(longer(RACES[race] // 10)), "3"],
+        TSAN_OPTIONS="halt_on_error=1 exitcode=66",
+    )
+
+
+# --- other machines ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["random.c", "threads.c"])
+@pytest.mark.parametrize("name", TARGETS)
+def test_on_another_platform(build: Build, name: str, source: str) -> None:
+    if importlib.util.find_spec("ziglang") is None:
+        missing("the package ziglang")
+    target = TARGETS[name]
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", target.triple]
+    flags = ["-O2", *DEBUG, *target.flags]
+    if target.runner is not None:
+        flags += ["-static", "-pthread"]
+    program = build(source, compiler, flags)
+    if target.runner is None:
+        assert program.stat().st_size > 10_000
+        return
+    for tool in target.runner:
+        if shutil.which(tool) is None:
+            missing(tool)
+    command = [*target.runner, str(program)]
+    slow = 10 if target.runner else 1
+    if source == "random.c":
+        run([*command, str(longer(60 // slow)), "2000000"])
+    else:
+        for race, rounds in RACES.items():
+            run([*command, race, str(longer(rounds // 20 // slow + 1)), "2"])
+
+
+# --- the headers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gcc", "clang"])
+def test_each_header_compiles_alone(
+    require_tool: Callable[[str], str], name: str, tmp_path: Path
+) -> None:
+    compiler = require_tool(name)
+    headers = sorted(CORE.glob("*.h"))
+    assert headers
+    for header in headers:
+        unit = tmp_path / f"{header.stem}.c"
+        unit.write_text(f'#include "{header.name}"\n' * 2 + "typedef int nothing_else;\n")
+        run([compiler, *BASE, "-Wno-unused-function", "-fsyntax-only", str(unit)])

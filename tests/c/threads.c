@@ -1,0 +1,378 @@
+/* threads.c: real threads on one table: `threads TEST ROUNDS [THREADS]`, TEST being one of
+ *
+ *   hot      at a barrier, all ask for one key until they are denied: exactly `limit` get in, in every round, whatever else goes
+ *            on (newcomers, splits, resets, evict(), peeks)
+ *   sliding  a clock that all share moves on; the stamps given out are gathered: never more than `limit` in a window, and every
+ *            denial had its reason. Costs vary, so that long logs move between chunks of all sizes
+ *   clear    everything at once and clear() too: the table stays sound
+ *   full     a table that is full and displaces: every newcomer gets in, the table stays sound
+ *   fork     children forked in the middle of all that find a sound table and can use it (not on Windows)
+ *
+ * After each, nl_verify. What is wrong is told on stderr, and the process aborts.
+ */
+#include <inttypes.h>
+
+#include "batch.h"
+#include "clock.h"
+#include "crew.h"
+#include "verify.h"
+#include "walk.h"
+
+#if !defined(_WIN32)
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
+static uint64_t mix(uint64_t x) {
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+static uint64_t next_random(uint64_t *state) { return mix(*state += 0x9e3779b97f4a7c15u); }
+
+static nl_fingerprint key_of(uint64_t k) {
+    nl_fingerprint fp = {mix(k + 1), mix(~k)};
+    return fp;
+}
+
+static void open_table(nl_table *t, uint32_t limit, uint64_t window_ns, uint32_t max_keys, uint32_t on_full) {
+    nl_config config = {limit, window_ns, max_keys, on_full, {1, 2}};
+    CREW_REQUIRE(nl_table_open(t, &config), "no table");
+}
+
+static void verify(nl_table *t) {
+    char message[200];
+    const char *broken = nl_verify(t, message, sizeof message);
+    CREW_REQUIRE(!broken, "%s", broken);
+}
+
+/* As the seam calls: quick, and when somebody is at it, waiting. A key that the quick call displaced stays displaced. */
+static nl_outcome check(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_view *view) {
+    nl_outcome outcome = nl_check(t, fp, now_ns, cost, false, view);
+    if (!(outcome & NL_WOULD_WAIT)) return outcome;
+    return (nl_outcome)(nl_check(t, fp, now_ns, cost, true, view) | (outcome & NL_DISPLACED));
+}
+
+/* --- hot ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    nl_table table;
+    crew_barrier barrier;
+    uint32_t threads, rounds, limit;
+    uint64_t admitted[CREW_MOST][16]; /* a line each */
+} hot;
+
+enum { WINDOW_NS = 1000000000, HOT_KEYS = 1 << 20 };
+
+/* What goes on beside the race: it must not touch the hot key's count. Its keys are stamped two windows ago: idle. */
+static void disturb(nl_table *t, uint64_t *state, uint64_t now_ns, nl_fingerprint hot_key, uint32_t limit) {
+    uint64_t random = next_random(state), k = HOT_KEYS + random % 4096;
+    nl_view view;
+    switch (random >> 32 & 7) {
+    case 0: case 1: case 2: case 3: nl_check(t, key_of(k), now_ns - 2 * WINDOW_NS, 1 + random % limit, true, NULL); break;
+    case 4: nl_reset(t, key_of(k), now_ns, true); break;
+    case 5:
+        nl_peek(t, key_of(k), now_ns, 1, true, &view);
+        nl_peek(t, hot_key, now_ns, 1, true, &view);
+        CREW_REQUIRE(view.used <= limit, "%u of %u", view.used, limit);
+        CREW_REQUIRE(!view.used || (view.newest_tick == now_ns && view.oldest_tick == now_ns), "%" PRIu64, view.newest_tick);
+        break;
+    case 6:
+        if (random >> 40 & 15) nl_check(t, key_of(k), now_ns - 2 * WINDOW_NS, 1, true, NULL);
+        else nl_walk_evict(t, now_ns, false);
+        break;
+    case 7:
+        CREW_REQUIRE(nl_walk_count(t, now_ns) <= 1, "only the hot key is live");
+        nl_table_bytes(t);
+        break;
+    }
+}
+
+static void hot_work(void *shared, uint32_t self) {
+    hot *h = shared;
+    uint64_t state = self;
+    for (uint32_t round = 0; round < h->rounds; round++) {
+        uint64_t now_ns = (uint64_t)10 * WINDOW_NS + (uint64_t)round * 3 * WINDOW_NS, admitted = 0;
+        nl_fingerprint fp = key_of(round % 3 ? round : 0); /* a new key, or one that has a log already */
+        uint32_t denied = 0, cost = h->limit >= 64 && round % 2 ? 1 + h->limit / 64 : 1;
+        crew_meet(&h->barrier);
+        while (denied < 3) {
+            nl_view view;
+            if (check(&h->table, fp, now_ns, cost, round % 2 ? &view : NULL) & NL_ALLOWED) {
+                admitted += cost;
+            } else {
+                if (round % 2) CREW_REQUIRE(view.used + cost > h->limit && view.deciding_tick == now_ns, "%u of %u", view.used, h->limit);
+                if (cost > 1) cost = 1; /* now unit by unit */
+                else denied++;
+            }
+            if (admitted % 4 == 0) disturb(&h->table, &state, now_ns, fp, h->limit);
+        }
+        nl_store64(&h->admitted[self][0], admitted);
+        crew_meet(&h->barrier);
+        if (self == 0) {
+            uint64_t all = 0;
+            for (uint32_t i = 0; i < h->threads; i++) all += nl_load64(&h->admitted[i][0]);
+            CREW_REQUIRE(all == h->limit, "round %u: %" PRIu64 " of %u were admitted", round, all, h->limit);
+        }
+    }
+}
+
+static void run_hot(uint32_t rounds, uint32_t threads) {
+    static const uint32_t limits[] = {1, 5, 6, 7, 100, 2047};
+    for (uint32_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        static hot h;
+        memset(&h, 0, sizeof h);
+        h.threads = h.barrier.size = threads;
+        h.limit = limits[i];
+        h.rounds = rounds / (1 + limits[i] / 16) + 1;
+        open_table(&h.table, h.limit, WINDOW_NS, 1 << 16, NL_ON_FULL_DENY);
+        crew_run(threads, hot_work, &h, NULL);
+        verify(&h.table);
+        nl_table_close(&h.table);
+    }
+}
+
+/* --- sliding ------------------------------------------------------------------------------------------------------ */
+
+enum { SLIDING_KEYS = 2, SLIDING_WINDOW = 4096 };
+
+typedef struct {
+    nl_table table;
+    uint32_t limit, rounds;
+    uint64_t now;
+    uint64_t *stamps[CREW_MOST][SLIDING_KEYS]; /* that were given out */
+    uint32_t counts[CREW_MOST][SLIDING_KEYS], rooms[CREW_MOST][SLIDING_KEYS];
+} sliding;
+
+static void note_stamps(sliding *s, uint32_t self, uint64_t k, uint64_t stamp, uint32_t cost) {
+    uint32_t *count = &s->counts[self][k], *room = &s->rooms[self][k];
+    if (*count + cost > *room) {
+        *room = 2 * (*count + cost);
+        CREW_REQUIRE((s->stamps[self][k] = realloc(s->stamps[self][k], *room * sizeof stamp)), "no memory");
+    }
+    while (cost--) s->stamps[self][k][(*count)++] = stamp;
+}
+
+static void sliding_work(void *shared, uint32_t self) {
+    sliding *s = shared;
+    uint64_t state = self;
+    for (uint32_t round = 0; round < s->rounds; round++) {
+        uint64_t random = next_random(&state), k = random % SLIDING_KEYS;
+        uint64_t step = random >> 8 & 63 ? 0 : random >> 16 & 7 ? random >> 20 & 255 : SLIDING_WINDOW;
+        uint64_t now = nl_add64(&s->now, step) + step;
+        uint32_t cost = random >> 32 & 3 ? 1 : 1 + (uint32_t)(random >> 34) % s->limit;
+        nl_view view;
+        nl_outcome outcome = check(&s->table, key_of(k), now, cost, &view);
+        CREW_REQUIRE(!(outcome & ~NL_ALLOWED), "outcome %d", (int)outcome);
+        if (outcome & NL_ALLOWED) {
+            CREW_REQUIRE(view.used >= cost && view.used <= s->limit && view.newest_tick >= now, "%u units", view.used);
+            note_stamps(s, self, k, view.newest_tick, cost);
+        } else {
+            CREW_REQUIRE(view.used + cost > s->limit && view.used <= s->limit, "denied at %u", view.used);
+            CREW_REQUIRE(view.deciding_tick + SLIDING_WINDOW > now, "denied by a stamp that is out");
+        }
+        CREW_REQUIRE(view.oldest_tick <= view.newest_tick && view.newest_tick - view.oldest_tick <= SLIDING_WINDOW, "a torn view");
+    }
+}
+
+static int compare_stamps(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void run_sliding(uint32_t rounds, uint32_t threads) {
+    static const uint32_t limits[] = {1, 6, 7, 9, 33, 300, 2047};
+    for (uint32_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        static sliding s;
+        memset(&s, 0, sizeof s);
+        s.limit = limits[i];
+        s.rounds = rounds * 100;
+        s.now = ((uint64_t)1 << 32) - 2 * SLIDING_WINDOW; /* the low 32 bits come round */
+        open_table(&s.table, s.limit, SLIDING_WINDOW, 100, NL_ON_FULL_DENY);
+        crew_run(threads, sliding_work, &s, NULL);
+        verify(&s.table);
+        for (uint32_t k = 0; k < SLIDING_KEYS; k++) {
+            uint64_t n = 0, *all;
+            for (uint32_t j = 0; j < threads; j++) n += s.counts[j][k];
+            CREW_REQUIRE((all = malloc(n * 8 + 8)), "no memory");
+            n = 0;
+            for (uint32_t j = 0; j < threads; j++) {
+                if (s.counts[j][k]) memcpy(all + n, s.stamps[j][k], s.counts[j][k] * sizeof *all);
+                n += s.counts[j][k];
+                free(s.stamps[j][k]);
+            }
+            qsort(all, n, 8, compare_stamps);
+            for (uint64_t at = s.limit; at < n; at++)
+                CREW_REQUIRE(all[at] - all[at - s.limit] >= SLIDING_WINDOW, "%u and one more within a window, at %" PRIu64, s.limit, all[at]);
+            free(all);
+            uint64_t now = s.now + 2 * SLIDING_WINDOW; /* and then exactly as many as there may be */
+            for (uint32_t unit = 0; unit < s.limit; unit++)
+                CREW_REQUIRE(nl_check(&s.table, key_of(k), now, 1, true, NULL) == NL_ALLOWED, "unit %u of %u", unit, s.limit);
+            CREW_REQUIRE(nl_check(&s.table, key_of(k), now, 1, true, NULL) == NL_DENIED, "one too many of %u", s.limit);
+        }
+        nl_table_close(&s.table);
+    }
+}
+
+/* --- clear, full, fork -------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    nl_table table;
+    uint32_t rounds, limit, keys, stop;
+    bool clears;
+    uint64_t now;
+    uint64_t admitted[CREW_MOST][16], displaced[CREW_MOST][16], lost[CREW_MOST][16];
+} storm;
+
+static void storm_work(void *shared, uint32_t self) {
+    storm *s = shared;
+    uint64_t state = self, admitted = 0;
+    for (uint32_t round = 0; round < s->rounds && !nl_load32(&s->stop); round++) {
+        uint64_t random = next_random(&state), now = nl_load64(&s->now);
+        nl_fingerprint fp = key_of(random >> 20 & 1 ? random % 8 : random % s->keys);
+        uint32_t cost = random >> 21 & 7 ? 1 : 1 + (uint32_t)(random >> 24) % s->limit;
+        nl_view view;
+        switch (random >> 56) {
+        case 0: nl_add64(&s->now, random >> 40 & 7 ? 1000 : WINDOW_NS); break;
+        case 1: if (s->clears) nl_walk_evict(&s->table, now, random >> 40 & 1); break;
+        case 2: nl_walk_count(&s->table, now), nl_table_bytes(&s->table), nl_table_keys(&s->table); break;
+        case 3: case 4: case 5: case 6: case 7: nl_reset(&s->table, fp, now, true); break;
+        case 8: case 9: case 10: case 11:
+            nl_peek(&s->table, fp, now, cost, true, &view);
+            CREW_REQUIRE(view.used <= s->limit, "%u of %u", view.used, s->limit);
+            break;
+        default: admitted += check(&s->table, fp, now, cost, NULL) & NL_ALLOWED;
+        }
+    }
+    s->admitted[self][0] = admitted;
+}
+
+static void open_storm(storm *s, uint32_t limit, uint32_t keys, uint32_t max_keys, uint32_t rounds, bool clears) {
+    memset(s, 0, sizeof *s);
+    s->limit = limit;
+    s->keys = keys;
+    s->rounds = rounds;
+    s->clears = clears;
+    s->now = (uint64_t)100 * WINDOW_NS;
+    open_table(&s->table, limit, WINDOW_NS, max_keys, NL_ON_FULL_EVICT);
+}
+
+static void close_storm(storm *s) {
+    verify(&s->table);
+    nl_walk_evict(&s->table, s->now, true);
+    CREW_REQUIRE(nl_table_keys(&s->table) == 0, "%u slots are left", nl_table_keys(&s->table));
+    verify(&s->table);
+    nl_table_close(&s->table);
+}
+
+static void run_clear(uint32_t rounds, uint32_t threads) {
+    static const uint32_t limits[] = {5, 40, 2047};
+    for (int i = 0; i < 3; i++) {
+        static storm s;
+        open_storm(&s, limits[i], 6000, 8000, rounds * 50, true);
+        crew_run(threads, storm_work, &s, NULL);
+        uint64_t admitted = 0;
+        for (uint32_t j = 0; j < threads; j++) admitted += s.admitted[j][0];
+        CREW_REQUIRE(admitted, "nothing was admitted");
+        close_storm(&s);
+    }
+}
+
+/* Each thread brings keys of its own, that nobody saw before. */
+static void full_work(void *shared, uint32_t self) {
+    storm *s = shared;
+    for (uint32_t round = 0; round < s->rounds; round++) {
+        nl_outcome outcome = check(&s->table, key_of((uint64_t)self << 32 | round), nl_add64(&s->now, 1), 1, NULL);
+        s->displaced[self][0] += (outcome & NL_DISPLACED) != 0;
+        s->lost[self][0] += outcome != NL_ALLOWED && outcome != (NL_ALLOWED | NL_DISPLACED);
+    }
+}
+
+static void run_full(uint32_t rounds, uint32_t threads) {
+    static const uint32_t sizes[] = {50, 1500};
+    for (int i = 0; i < 2; i++) {
+        static storm s;
+        open_storm(&s, 7, 1, sizes[i], rounds * 20, false);
+        crew_run(threads, full_work, &s, NULL);
+        uint64_t displaced = 0, lost = 0, inserted = (uint64_t)threads * s.rounds;
+        for (uint32_t j = 0; j < threads; j++) displaced += s.displaced[j][0], lost += s.lost[j][0];
+        CREW_REQUIRE(!lost, "%" PRIu64 " newcomers were not let in", lost);
+        CREW_REQUIRE(nl_walk_count(&s.table, s.now) == inserted - displaced, "%" PRIu64 " came, %" PRIu64 " went", inserted, displaced);
+        CREW_REQUIRE(nl_table_keys(&s.table) <= sizes[i], "%u keys in a table of %u", nl_table_keys(&s.table), sizes[i]);
+        close_storm(&s);
+    }
+}
+
+#if !defined(_WIN32)
+/* In a child: the parent's threads are gone, in the middle of what they did. */
+static void use_in_child(storm *s) {
+    verify(&s->table);
+    for (uint64_t k = 0; k < 300; k++) {
+        nl_view before;
+        nl_peek(&s->table, key_of(k), s->now, 1, true, &before);
+        uint32_t fitting = before.limit - before.used;
+        if (s->limit > 64 && k > 8) continue;
+        for (uint32_t unit = 0; unit < fitting; unit++)
+            CREW_REQUIRE(nl_check(&s->table, key_of(k), s->now, 1, true, NULL) & NL_ALLOWED, "unit %u of %u", unit, fitting);
+        CREW_REQUIRE(!(nl_check(&s->table, key_of(k), s->now, 1, true, NULL) & NL_ALLOWED), "one too many after %u", fitting);
+    }
+    for (uint64_t k = 0; k < s->keys; k++) nl_reset(&s->table, key_of(k), s->now, true); /* every slot and every lock */
+    nl_walk_evict(&s->table, s->now, true);
+    verify(&s->table);
+    CREW_REQUIRE(nl_table_keys(&s->table) == 0, "%u slots are left", nl_table_keys(&s->table));
+}
+
+static uint32_t children;
+
+static void fork_meanwhile(void *shared) {
+    storm *s = shared;
+    for (uint32_t i = 0; i < children; i++) {
+        for (uint32_t spin = mix(i) % 20000; spin; spin--) nl_pause();
+        pid_t child = fork();
+        CREW_REQUIRE(child >= 0, "no fork");
+        if (!child) {
+            alarm(60); /* a lock that nobody gives back would hold it for ever */
+            use_in_child(s);
+            _exit(0);
+        }
+        int status;
+        CREW_REQUIRE(waitpid(child, &status, 0) == child, "no child");
+        CREW_REQUIRE(WIFEXITED(status) && !WEXITSTATUS(status), "child %u ended with %d", i, status);
+    }
+    nl_store32(&s->stop, 1);
+}
+
+static void run_fork(uint32_t rounds, uint32_t threads) {
+    static const uint32_t limits[] = {5, 40, 600};
+    for (int i = 0; i < 3; i++) {
+        static storm s;
+        open_storm(&s, limits[i], 3000, 4000, UINT32_MAX, true);
+        children = rounds;
+        crew_run(threads, storm_work, &s, fork_meanwhile);
+        close_storm(&s);
+    }
+}
+#endif
+
+int main(int argc, char **argv) {
+    static const struct {
+        const char *name;
+        void (*run)(uint32_t rounds, uint32_t threads);
+    } tests[] = {
+        {"hot", run_hot}, {"sliding", run_sliding}, {"clear", run_clear}, {"full", run_full},
+#if !defined(_WIN32)
+        {"fork", run_fork},
+#endif
+    };
+    if (nl_process_init()) return 2;
+    uint32_t rounds = argc > 2 ? (uint32_t)atoi(argv[2]) : 100, threads = argc > 3 ? (uint32_t)atoi(argv[3]) : 4;
+    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
+        if (argc < 2 || strcmp(argv[1], tests[i].name)) continue;
+        tests[i].run(rounds, threads);
+        printf("%s: %u rounds by %u threads\n", tests[i].name, rounds, threads);
+        return 0;
+    }
+    fprintf(stderr, "threads hot|sliding|clear|full|fork ROUNDS [THREADS]\n");
+    return 2;
+}
