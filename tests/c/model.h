@@ -84,11 +84,11 @@ static bool model_is_live(const model *m, const model_key *key, uint64_t now_ns)
 static model_view model_peek(const model *m, uint32_t k, uint64_t now_ns, uint32_t limit, uint32_t cost) {
     const model_key *key = &m->keys[k];
     uint32_t out = model_expired(m, key, now_ns);
-    const uint64_t *live = key->stamps + out;
     model_view view = {0};
     view.used = key->count - out;
     view.allowed = view.used + cost <= limit;
     if (view.used) {
+        const uint64_t *live = key->stamps + out;
         view.oldest = live[0];
         view.newest = live[view.used - 1];
         if (!view.allowed) view.deciding = live[view.used + cost - limit - 1]; /* so many must leave first */

@@ -13,6 +13,7 @@ import pytest
 from tools import missing
 
 HERE = Path(__file__).parent
+SCENARIOS = ["hot_key", "views", "reused_slot", "stolen_slot", "growth", "death"]
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="its threads are coroutines of Linux's ucontext"
@@ -33,9 +34,9 @@ def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-@pytest.mark.parametrize("scenario", ["hot_key", "views", "reused_slot", "growth", "death"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_schedule_gives_a_log_that_could_be(weak: Path, scenario: str) -> None:
-    seeds = "400000" if os.environ.get("NANOLIMIT_SOAK") == "1" else "0"  # 0: the usual ten thousand
+    seeds = "400000" if os.environ.get("NANOLIMIT_SOAK") == "1" else "0"  # 0: as many as take a second
     done = subprocess.run([weak, scenario, "0", seeds], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -337,6 +337,21 @@ static void reused_slot(void) {
     close_table();
 }
 
+/* The same, aimed: who asks for a key that is never near its limit must not be denied by the stamps of the slot's next owner. */
+static void stolen_slot(void) {
+    limit = weak_below(2) ? 2 + weak_below(3) : 7 + weak_below(6);
+    open_table(KEYS + WEAK_THREADS);
+    fill(0, 1, 1);
+    for (uint32_t t = 0; t < 4; t++) {
+        lengths[t] = t == 1 ? 2 : 1;
+        for (uint32_t i = 0; i < lengths[t]; i++) programs[t][i] = a_call(t == 0 ? RESET : t == 2 && weak_below(4) == 0 ? PEEK : CHECK, t == 1, 1);
+    }
+    programs[1][0].cost = limit < 6 ? limit : 5;
+    programs[1][1].cost = limit - programs[1][0].cost + 1;
+    run(4);
+    close_table();
+}
+
 /* Logs that move between the slot and chunks while denials read them; above 63 with an era. */
 static void growth(void) {
     limit = weak_below(4) ? 7 + weak_below(34) : 64 + weak_below(8);
@@ -372,7 +387,8 @@ static const struct {
     const char *name;
     void (*once)(void);
     uint64_t seeds; /* of a plain run */
-} scenarios[] = {{"hot_key", hot_key, 10000}, {"views", views, 10000}, {"reused_slot", reused_slot, 10000}, {"growth", growth, 10000}, {"death", death, 10000}};
+} scenarios[] = {{"hot_key", hot_key, 10000}, {"views", views, 10000}, {"reused_slot", reused_slot, 10000}, {"stolen_slot", stolen_slot, 100000},
+                 {"growth", growth, 10000}, {"death", death, 10000}};
 
 int main(int argc, char **argv) {
     uint64_t first = argc > 2 ? strtoull(argv[2], NULL, 10) : 0, seeds = argc > 3 ? strtoull(argv[3], NULL, 10) : 0;

@@ -42,7 +42,7 @@ def call_until_closed(limiter: RateLimiter, number: int, started: threading.Even
             call(16)
 
 
-@pytest.mark.parametrize("rounds", [60])
+@pytest.mark.parametrize("rounds", [40])
 def test_close_under_fire(rounds: int) -> None:
     for _ in range(rounds):
         limiter = RateLimiter(5, per=86_400)
@@ -64,7 +64,7 @@ def test_close_under_fire(rounds: int) -> None:
 
 def test_many_close_at_once() -> None:
     """Each of them returns, and the memory goes once."""
-    for _ in range(300):
+    for _ in range(100):
         limiter = RateLimiter(5, per=86_400)
         limiter.allow_many(range(100))
         close = limiter.close

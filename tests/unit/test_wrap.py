@@ -99,3 +99,29 @@ def test_the_longest_distance_that_32_bits_hold(window_ns: int, limit: int, into
         assert ("user" in limiter) is reference.contains("user", clock.ns)
     clock.ns = (newest + 2 * MOST_TICKS - 1) * tick
     assert limiter.allow("user", limit)
+
+
+@pytest.mark.parametrize("bits", range(33, 62))
+@pytest.mark.parametrize("limit", [6, 63, 64, 255, 1_000, 2_047])
+@pytest.mark.parametrize("window_ns", [1_000, 10**6, NS_PER_S, 60 * NS_PER_S])
+def test_idle_for_as_long_as_the_epoch_turns(window_ns: int, limit: int, bits: int) -> None:
+    """A slot keeps as many bits of the epoch as fit; nobody may notice how many they are.
+
+    The log is short before and outgrows the slot after, so that it moves as time turns over.
+    """
+    idle_ns = tick_ns(window_ns) << bits
+    few, many = min(2, limit), min(5, limit)
+    if idle_ns >= END_OF_TIME_NS - 10 * window_ns:
+        return
+    for off_ns in (-window_ns // 2, -1, 0, 7, window_ns // 2):
+        limiter, reference, clock = both(limit, window_ns, 5 * window_ns)
+        assert limiter.allow("user", few)
+        assert reference.allow("user", clock.ns, few)
+        start = clock.ns
+        for later in (idle_ns + off_ns, 2 * idle_ns, idle_ns):
+            clock.ns = min(start + later, END_OF_TIME_NS - 1)
+            assert limiter.peek("user").remaining == reference.peek("user", clock.ns).remaining
+            expected = reference.check("user", clock.ns, many)
+            assert expected is not None
+            decision = limiter.check("user", many)
+            assert (decision.allowed, decision.remaining) == (expected.allowed, expected.remaining)

@@ -23,7 +23,6 @@
 #define NL_NOINLINE __attribute__((noinline))
 #define NL_ALWAYS_INLINE static inline __attribute__((always_inline))
 #else
-#include <intrin.h>
 #define NL_LIKELY(x) (x)
 #define NL_UNLIKELY(x) (x)
 #define NL_PREFETCH(p) ((void)(p))
@@ -74,6 +73,8 @@ NL_ALWAYS_INLINE void nl_fence_release(void) { __atomic_thread_fence(__ATOMIC_RE
 NL_ALWAYS_INLINE void nl_fence_full(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 #else /* MSVC, or its intrinsics under another compiler, to try them */
+
+#include <intrin.h>
 
 #if defined(_M_ARM64) || defined(__aarch64__)
 #define NL_HARDWARE_FENCE() __dmb(0xB) /* inner shareable, loads and stores */

@@ -91,7 +91,7 @@ static inline void nl_span_list(nl_chunks *chunks, uint32_t at, uint32_t list) {
 static inline uint32_t nl_span_take(nl_chunks *chunks, uint32_t class_) {
     nl_chunk_state *state = chunks->state;
     uint32_t at = state->first[NL_SPANS_EMPTY];
-    if (!at && (at = state->first[NL_SPANS_DROPPED])) state->dropped--;
+    if (!at && (at = state->first[NL_SPANS_DROPPED])) nl_store32(&state->dropped, state->dropped - 1);
     if (at) {
         nl_span_unlist(chunks, at);
     } else {
@@ -100,7 +100,7 @@ static inline uint32_t nl_span_take(nl_chunks *chunks, uint32_t class_) {
         if (end > chunks->chunks.bytes || end > (uint64_t)1 << (NL_CHUNK_INDEX_BITS + NL_CHUNK_UNIT_SHIFT + class_)) return 0;
         if (end > nl_load64(&chunks->chunks.committed) || ((uint64_t)at + 1) * sizeof(nl_span) > nl_load64(&chunks->spans.committed))
             return (uint32_t)NL_CHUNK_UNCOMMITTED;
-        state->used = at;
+        nl_store32(&state->used, at);
     }
     nl_span *span = nl_span_at(chunks, at);
     uint32_t chunks_in_span = NL_SPAN_UNITS >> class_;
@@ -172,7 +172,7 @@ static inline void nl_chunks_drop(nl_chunks *chunks, size_t page_bytes) {
             nl_drop(chunks->chunks.base + ((uint64_t)at << NL_SPAN_SHIFT), (size_t)1 << NL_SPAN_SHIFT);
             nl_lock_wait(&state->lock);
             nl_span_list(chunks, at, NL_SPANS_DROPPED);
-            state->dropped++;
+            nl_store32(&state->dropped, state->dropped + 1);
             nl_unlock(&state->lock);
         }
         nl_gate_leave();

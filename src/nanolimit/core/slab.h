@@ -111,7 +111,7 @@ static inline uint32_t nl_slab_take(nl_slab *slab) {
         id = block << NL_BLOCK_SHIFT | i << 6 | nl_lowest_bit64(bits[i]);
         nl_slab_clear_free(slab, id);
         uint64_t bit = (uint64_t)1 << (block & 63);
-        if (slab->dropped[block >> 6] & bit) slab->dropped[block >> 6] &= ~bit, state->dropped--;
+        if (slab->dropped[block >> 6] & bit) slab->dropped[block >> 6] &= ~bit, nl_store32(&state->dropped, state->dropped - 1);
     } else if (state->fresh < slab->most) {
         uint64_t end = (uint64_t)state->fresh + 1;
         if (nl_slab_slot_bytes(end) > nl_load64(&slab->slots.committed) ||
@@ -170,7 +170,7 @@ static inline void nl_slab_drop(nl_slab *slab, size_t page_bytes) {
             nl_lock_wait(&state->lock);
             nl_slab_set_block(slab, block, true);
             slab->dropped[block >> 6] |= mark;
-            state->dropped++;
+            nl_store32(&state->dropped, state->dropped + 1);
             nl_unlock(&state->lock);
         }
         nl_gate_leave();

@@ -154,9 +154,9 @@ static inline uint64_t nl_table_bytes(const nl_table *t) {
     const uint64_t page = t->page_bytes, segments = nl_load32(&h->segments), fresh = nl_load32(&h->slab.fresh);
     uint64_t bytes[] = {sizeof(nl_head), 4 * ((uint64_t)nl_load32(&h->mask) + 1), segments * sizeof(nl_segment),
                         (segments - nl_load32(&h->dropped)) * NL_SEGMENT_BUCKETS * sizeof(nl_bucket),
-                        (fresh - ((uint64_t)h->slab.dropped << NL_BLOCK_SHIFT)) * sizeof(nl_slot), nl_slab_bit_bytes(&t->slab, fresh),
-                        (uint64_t)h->chunks.used * sizeof(nl_span),
-                        (uint64_t)(h->chunks.used - h->chunks.dropped) << NL_SPAN_SHIFT};
+                        (fresh - ((uint64_t)nl_load32(&h->slab.dropped) << NL_BLOCK_SHIFT)) * sizeof(nl_slot), nl_slab_bit_bytes(&t->slab, fresh),
+                        (uint64_t)nl_load32(&h->chunks.used) * sizeof(nl_span),
+                        (uint64_t)(nl_load32(&h->chunks.used) - nl_load32(&h->chunks.dropped)) << NL_SPAN_SHIFT};
     uint64_t sum = 0;
     for (int i = 0; i < 8; i++) sum += (bytes[i] + page - 1) / page * page;
     return sum;
