@@ -55,6 +55,7 @@ NL_ALWAYS_INLINE nl_slot *nl_segment_find(const nl_bucket *buckets, const nl_sla
             uint32_t id = nl_load32(&bucket->ids[nl_first_hit(hits)]);
             if (NL_UNLIKELY(id >= slab->most)) continue; /* only a damaged file has such */
             nl_slot *slot = nl_slab_slot(slab, id);
+            NL_PREFETCH(&slot->ring[5]); /* every second slot spans two lines: have both come at once */
             if (NL_LIKELY(nl_slot_is(slot, fp))) return slot;
         }
         if (NL_LIKELY(!nl_bucket_passed(nl_load64(&bucket->tags[1])))) return NULL;

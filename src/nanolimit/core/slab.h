@@ -29,7 +29,7 @@ typedef struct {
 typedef struct {
     nl_slab_state *state;
     nl_region slots;
-    nl_region bitmap;   /* free bits, then the summaries, then a bit a block that was dropped */
+    nl_region bitmap;   /* the summaries, a bit a block that was dropped, then the free bits */
     uint32_t most;      /* slots that there may be: max_keys */
     uint64_t *blocks;   /* a bit a block with a free slot */
     uint64_t *groups;   /* a bit a word of `blocks` that is not 0 */
