@@ -1,0 +1,427 @@
+"""Known bugs, each with the one test that must catch it. run.py plants them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` must occur exactly once in `file`; `new` is what a mistaken author might write."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    why: str
+    test: str
+    free_threaded: bool = False  # with a GIL it does no harm
+
+
+CORE = "src/nanolimit/core/"
+SEAM = "src/nanolimit/_core.pyx"
+
+
+def weak(scenario: str) -> str:
+    return f"tests/c/test_weak.py::test_every_schedule_gives_a_log_that_could_be[{scenario}]"
+
+
+SEMANTICS = "tests/unit/test_semantics.py::"
+FULL = "tests/unit/test_full.py::"
+RANDOM = "tests/c/test_core.py::test_every_answer_is_the_models[vector tags-gcc]"
+
+MUTANTS = [
+    # --- the window -----------------------------------------------------------------------------
+    Mutant(
+        "exactly-one-window-still-counts",
+        CORE + "ring.h",
+        ">= window + (1u << NL_EPOCH_SHIFT)",
+        "> window + (1u << NL_EPOCH_SHIFT)",
+        "a stamp exactly one window old is out",
+        SEMANTICS + "test_exactly_one_window_old_is_out",
+    ),
+    Mutant(
+        "out-a-tick-early",
+        CORE + "ring.h",
+        ">= window + (1u << NL_EPOCH_SHIFT)",
+        ">= window - 1 + (1u << NL_EPOCH_SHIFT)",
+        "one request too many within a window",
+        SEMANTICS + "test_each_stamp_leaves_on_its_own",
+    ),
+    Mutant(
+        "now-rounded-up",
+        CORE + "ring.h",
+        "{ns, ns / tick_ns}",
+        "{ns, (ns + tick_ns - 1) / tick_ns}",
+        "a stamp leaves up to a tick early",
+        RANDOM,
+    ),
+    Mutant(
+        "stamps-rounded-down",
+        CORE + "ring.h",
+        "return now.tick + (now.tick * tick_ns != now.ns);",
+        "(void)tick_ns; return now.tick;",
+        "a stamp leaves up to a tick early",
+        RANDOM,
+    ),
+    Mutant(
+        "window-rounded-down",
+        CORE + "log.h",
+        "(uint32_t)((window_ns + rule.tick_ns - 1) / rule.tick_ns)",
+        "(uint32_t)(window_ns / rule.tick_ns)",
+        "the window is up to a tick too short",
+        RANDOM,
+    ),
+    Mutant(
+        "ticks-that-drift",
+        CORE + "ring.h",
+        "{ns, ns / tick_ns}",
+        "{ns, (ns >> 24) * (((uint64_t)1 << 40) / tick_ns) >> 16}",
+        "a multiplier in the division's place is off by seconds after days",
+        SEMANTICS + "test_each_stamp_leaves_on_its_own",
+    ),
+    Mutant(
+        "clock-back-not-clamped",
+        CORE + "log.h",
+        "tick = log->newest - 1; /* time",
+        "(void)0; /* time",
+        "a clock that goes back frees stamps, or wraps round",
+        SEMANTICS + "test_time_never_runs_backwards_inside_a_key",
+    ),
+    Mutant(
+        "stamps-out-of-order",
+        CORE + "log.h",
+        "if (log.used && tick < log.newest_tick) tick = log.newest_tick;",
+        "",
+        "a clock that goes back leaves stamps that don't ascend",
+        RANDOM,
+    ),
+    Mutant(
+        "era-not-moved-on",
+        CORE + "log.h",
+        "nl_store32(&slot->ring[NL_ERA], (uint32_t)epoch);",
+        "",
+        "the epoch bits run over, and an old log looks young",
+        RANDOM,
+    ),
+    # --- costs and numbers ----------------------------------------------------------------------
+    Mutant(
+        "costs-in-part",
+        CORE + "log.h",
+        "    if (log.used + cost > limit) {\n",
+        "    if (log.used + cost > limit && log.used < limit) cost = limit - log.used;\n"
+        "    if (log.used + cost > limit) {\n",
+        "a cost is all or nothing",
+        weak("hot_key"),
+    ),
+    Mutant(
+        "remaining-one-less",
+        SEAM,
+        "return self.view.limit - self.view.used if",
+        "return self.view.limit - self.view.used - 1 if",
+        "remaining is off by one",
+        SEMANTICS + "test_what_a_decision_says",
+    ),
+    Mutant(
+        "retry-after-rounded-down",
+        SEAM,
+        "cdef double wait = seconds_up(out_ns - self.view.now_ns)",
+        "cdef double wait = (out_ns - self.view.now_ns) // 1000 / 1e6",
+        "who waits as long as told comes a moment too early",
+        SEMANTICS + "test_retry_after_is_kept_and_not_a_nanosecond_early",
+    ),
+    Mutant(
+        "true-is-a-cost",
+        SEAM,
+        "if isinstance(cost, bool):",
+        "if False:",
+        "True as a cost is somebody's mistake",
+        "tests/unit/test_bad_input.py::test_what_is_no_cost",
+    ),
+    Mutant(
+        "decides-another-denial",
+        CORE + "log.h",
+        "i = count + cost - limit - 1;",
+        "i = count - 1;",
+        "the newest stamp is not the one that must leave",
+        RANDOM,
+    ),
+    # --- keys -----------------------------------------------------------------------------------
+    Mutant(
+        "kinds-of-keys-mixed",
+        CORE + "table.h",
+        "nl_hash_derive(config->secret, (uint64_t)kind)",
+        "nl_hash_derive(config->secret, 0)",
+        '"1" and b"1" become one user',
+        "tests/unit/test_keys.py::test_different_keys_are_different_users",
+    ),
+    Mutant(
+        "tail-of-the-hash",
+        CORE + "hash.h",
+        ">> (64 - 8 * n);",
+        ">> (56 - 8 * n);",
+        "a byte before the tail is hashed twice",
+        "tests/unit/test_hash.py::test_the_engine_agrees",
+    ),
+    Mutant(
+        "short-tail-of-the-hash",
+        CORE + "hash.h",
+        "<< 8 * (n - 4);",
+        "<< 8 * (n - 3);",
+        "of keys of 4 to 7 bytes",
+        "tests/unit/test_hash.py::test_the_engine_agrees",
+    ),
+    # --- the index ------------------------------------------------------------------------------
+    Mutant(
+        "passed-not-decremented",
+        CORE + "segment.h",
+        "nl_bucket_pass(&buckets[at], (uint64_t)-1);",
+        "(void)0;",
+        "walks get longer for ever",
+        RANDOM,
+    ),
+    Mutant(
+        "split-to-the-wrong-side",
+        CORE + "segment.h",
+        "if (fp.lo >> depth & 1) {",
+        "if (!(fp.lo >> depth & 1)) {",
+        "users are lost when the table grows",
+        "tests/unit/test_many.py::test_a_batch_that_makes_the_table_grow",
+    ),
+    Mutant(
+        "split-not-in-the-directory",
+        CORE + "table.h",
+        "nl_store32_release(&t->directory[i], to);",
+        "(void)i;",
+        "nobody finds the new segment",
+        "tests/unit/test_many.py::test_a_batch_that_makes_the_table_grow",
+    ),
+    Mutant(
+        "split-without-depth",
+        CORE + "table.h",
+        "    segment->depth = (uint16_t)(depth + 1);",
+        "",
+        "the old segment still claims what moved",
+        "tests/unit/test_many.py::test_a_batch_that_makes_the_table_grow",
+    ),
+    # --- idle and full --------------------------------------------------------------------------
+    Mutant(
+        "evict-drops-the-living",
+        CORE + "walk.h",
+        "if (!live_too && !nl_slot_is_idle(",
+        "if (0 && !nl_slot_is_idle(",
+        "evict() forgets requests that count",
+        "tests/unit/test_eviction.py::test_evict_drops_the_idle_and_only_them",
+    ),
+    Mutant(
+        "hand-takes-the-living",
+        CORE + "table.h",
+        "if (seen && log.used) {",
+        "if (seen && log.used && nl_remove(t, fp, slot, now, true)) {\n"
+        "            id = at++;\n            break;\n        }\n        if (seen && log.used) {",
+        "a newcomer displaces a live key",
+        FULL + "test_on_full_deny",
+    ),
+    Mutant(
+        "full-until-not-lowered",
+        CORE + "table.h",
+        "if (nl_load64(&t->slab.state->full_until) > idle_from)",
+        "if (0)",
+        "a clock that went back leaves the table full for too long",
+        FULL + "test_a_clock_that_goes_back_while_the_table_is_full",
+    ),
+    Mutant(
+        "free-slot-not-zeroed",
+        CORE + "table.h",
+        "    for (int i = 0; i < 6; i++) nl_store32(&slot->ring[i], 0);\n",
+        "",
+        "free slots are zeros, as dropped pages are",
+        weak("reused_slot"),
+    ),
+    Mutant(
+        "chunks-leak",
+        CORE + "log.h",
+        "if (left) nl_chunk_give(chunks, left);",
+        "",
+        "a log that grows leaves its chunk behind",
+        weak("growth"),
+    ),
+    # --- batches and telemetry ------------------------------------------------------------------
+    Mutant(
+        "batch-counts-before-it-looks",
+        SEAM,
+        "fingerprint(t, (<tuple>keys)[i], &fps[i])\n",
+        "fingerprint(t, (<tuple>keys)[i], &fps[i])\n"
+        "                nl_check(t, fps[i], nl_clock_ns(), 1, True, NULL)\n",
+        "a bad key in the middle changes nothing",
+        "tests/unit/test_bad_input.py::test_a_bad_key_in_the_middle",
+    ),
+    Mutant(
+        "handler-errors-come-through",
+        "src/nanolimit/telemetry.py",
+        "except Exception as error:",
+        "except ZeroDivisionError as error:",
+        "a handler must not undo a decision",
+        "tests/unit/test_telemetry.py::"
+        "test_a_failing_handler_is_logged_once_and_detached_and_the_decision_stands",
+    ),
+    # --- threads --------------------------------------------------------------------------------
+    Mutant(
+        "purge-left-out",
+        CORE + "log.h",
+        "if (log.count + cost > capacity) /* the new",
+        "if (0) /* the new",
+        "stamps overwrite published ones",
+        weak("death"),
+    ),
+    Mutant(
+        "purge-after-the-overwrite",
+        CORE + "log.h",
+        "    if (log.count + cost > capacity) /* the new",
+        "    nl_ring_put(log.ring, head, log.used, stamp, cost);\n"
+        "    if (log.count + cost > capacity) /* the new",
+        "stamps overwrite published ones",
+        weak("death"),
+    ),
+    Mutant(
+        "commit-before-the-stamps",
+        CORE + "log.h",
+        "    nl_ring_put(log.ring, head, log.used, stamp, cost);\n"
+        "    nl_slot_commit(slot, nl_meta_of(rule->shape, selector, head, stamps, epoch));",
+        "    nl_slot_commit(slot, nl_meta_of(rule->shape, selector, head, stamps, epoch));\n"
+        "    nl_ring_put(log.ring, head, log.used, stamp, cost);",
+        "readers, and heirs of the dead, see stamps that are not there yet",
+        weak("death"),
+    ),
+    Mutant(
+        "slot-lock-released-early",
+        CORE + "log.h",
+        "    uint32_t head = log.head + log.expired;\n",
+        "    nl_slot_commit(slot, meta);\n    uint32_t head = log.head + log.expired;\n",
+        "two write one log",
+        weak("hot_key"),
+    ),
+    Mutant(
+        "slot-taken-without-cas",
+        CORE + "slot.h",
+        "return nl_cas64(&slot->meta, seen, *meta | nl_me());",
+        "nl_store64(&slot->meta, *meta | nl_me()); return true;",
+        "two own one slot",
+        weak("hot_key"),
+    ),
+    Mutant(
+        "commit-without-release",
+        CORE + "slot.h",
+        "nl_store64_release(&slot->meta, meta);",
+        "nl_store64(&slot->meta, meta);",
+        "meta is seen before its stamps",
+        weak("hot_key"),
+    ),
+    Mutant(
+        "publish-without-fence",
+        CORE + "slot.h",
+        "nl_store64(&slot->meta, meta | nl_me());\n    nl_fence_release();",
+        "nl_store64(&slot->meta, meta | nl_me());",
+        "overwritten stamps are seen before the purge",
+        weak("hot_key"),
+    ),
+    Mutant(
+        "allow-without-fence",
+        CORE + "log.h",
+        "nl_fence_release(); /* whoever",
+        "/* whoever",
+        "stamps are seen before the change of meta",
+        weak("hot_key"),
+    ),
+    Mutant(
+        "deny-without-fence",
+        CORE + "log.h",
+        "nl_fence_acquire(); /* what follows is read after the stamp */",
+        "/* what follows is read after the stamp */",
+        "the second look at meta may come before the stamp",
+        weak("hot_key"),
+    ),
+    Mutant(
+        "deny-without-acquire",
+        CORE + "log.h",
+        "nl_load64_acquire(&slot->meta); /* acquire: the stamps",
+        "nl_load64(&slot->meta); /* acquire: the stamps",
+        "stamps may be older than their meta",
+        weak("reused_slot"),
+    ),
+    Mutant(
+        "deny-forgets-whose-slot",
+        CORE + "log.h",
+        "    if (NL_UNLIKELY(!nl_slot_is(slot, fp))) return NL_UNDECIDED;\n    return NL_DENIED;",
+        "    (void)fp;\n    return NL_DENIED;",
+        "a denial by another key's stamps",
+        weak("stolen_slot"),
+    ),
+    Mutant(
+        "allow-forgets-whose-slot",
+        CORE + "log.h",
+        "    if (NL_UNLIKELY(!nl_slot_is(slot, fp))) {\n",
+        "    if (0) {\n",
+        "counted for another key",
+        weak("reused_slot"),
+    ),
+    Mutant(
+        "denied-by-one-log-shown-another",
+        CORE + "table.h",
+        "cost, view) && view->used + cost > limit)",
+        "cost, view) && 1)",
+        "denied, and something remains",
+        weak("views"),
+    ),
+    Mutant(
+        "lock-without-release",
+        CORE + "lock.h",
+        "{ nl_store32_release(lock, 0); }",
+        "{ nl_store32(lock, 0); }",
+        "what a lock guards is seen late",
+        weak("reused_slot"),
+    ),
+    Mutant(
+        "counters-lose-additions",
+        CORE + "counters.h",
+        "nl_add64(&counters->stripes[stripe % NL_STRIPES][what], n);",
+        "uint64_t *word = &counters->stripes[stripe % NL_STRIPES][what];\n"
+        "    nl_store64(word, nl_load64(word) + n);",
+        "threads share stripes",
+        "tests/concurrency/test_hot_key.py::test_a_key_that_nobody_knows",
+        free_threaded=True,
+    ),
+    # --- forks ----------------------------------------------------------------------------------
+    Mutant(
+        "fork-generation-stays",
+        CORE + "lock.h",
+        "    nl_process.generation = nl_process.generation % 65535 + 1;\n",
+        "",
+        "the child waits for threads that it does not have",
+        weak("death"),
+    ),
+    Mutant(
+        "fork-does-not-wait",
+        CORE + "lock.h",
+        "    while (nl_load32_acquire(&nl_process.running)) nl_yield();\n",
+        "",
+        "the child sees work half done",
+        weak("death"),
+    ),
+    Mutant(
+        "gate-without-fence",
+        CORE + "lock.h",
+        "nl_fence_full(); /* our count",
+        "/* our count",
+        "a fork and an insert miss each other",
+        weak("death"),
+    ),
+    Mutant(
+        "gate-left-without-release",
+        CORE + "lock.h",
+        "    nl_fence_release();\n    nl_add32(&nl_process.running, (uint32_t)-1);",
+        "    nl_add32(&nl_process.running, (uint32_t)-1);",
+        "the child sees work half done",
+        weak("death"),
+    ),
+]
