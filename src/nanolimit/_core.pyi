@@ -47,7 +47,7 @@ class Decision:
         """Seconds until the same cost would fit, if nobody else comes; 0.0 if allowed."""
     @property
     def reset_after(self) -> float:
-        """Seconds until the key's newest request leaves the window: until its whole quota is back."""
+        """Seconds until the key's newest request leaves the window: its whole quota is back."""
     @property
     def refill_after(self) -> float:
         """Seconds until the key's oldest request leaves the window; 0.0 if the key is unused."""

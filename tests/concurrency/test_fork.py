@@ -7,6 +7,7 @@ alarm: one that hangs dies of it and fails the test.
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import os
 import signal
@@ -38,6 +39,7 @@ def in_child(work: Callable[[], None]) -> None:
     if pid == 0:
         try:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            faulthandler.register(signal.SIGALRM, file=writer, chain=True)  # where it hangs
             signal.alarm(CHILD_S)
             os.close(reader)
             work()
@@ -49,7 +51,7 @@ def in_child(work: Callable[[], None]) -> None:
     with os.fdopen(reader, "rb") as pipe:
         complaint = pipe.read().decode()
     _, status = os.waitpid(pid, 0)
-    assert not os.WIFSIGNALED(status), f"the child was killed by signal {os.WTERMSIG(status)}"
+    assert not os.WIFSIGNALED(status), f"killed by {os.WTERMSIG(status)}: {complaint}"
     assert os.WEXITSTATUS(status) == 0, complaint
 
 

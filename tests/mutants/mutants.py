@@ -30,6 +30,17 @@ SEMANTICS = "tests/unit/test_semantics.py::"
 FULL = "tests/unit/test_full.py::"
 RANDOM = "tests/c/test_core.py::test_every_answer_is_the_models[vector tags-gcc]"
 
+# What nl_log_deny does before it says no: whose slot it is, what it read, and whose slot it is still.
+DENY_KEY_CHECKED = "    if (NL_UNLIKELY(!nl_slot_is(slot, fp))) return NL_UNDECIDED;\n"
+DENY_UNCHANGED = (
+    "    nl_fence_acquire(); /* what follows is read after the stamp, and after both halves of the fingerprint */\n"
+    "    if (NL_UNLIKELY(nl_load64_acquire(&slot->meta) != meta)) return NL_UNDECIDED;\n"
+    "    if (nl_meta_selector(meta) && nl_ring_of(rule, chunks, slot, meta).stamps != ring.stamps) return NL_UNDECIDED;\n"
+)
+DENY_KEY_CHECKED_AGAIN = (
+    "    if (NL_UNLIKELY(!nl_slot_is(slot, fp))) return NL_UNDECIDED; /* twice: the slot may go to another key and come back */\n"
+)
+
 MUTANTS = [
     # --- the window -----------------------------------------------------------------------------
     Mutant(
@@ -336,8 +347,8 @@ MUTANTS = [
     Mutant(
         "deny-without-fence",
         CORE + "log.h",
-        "nl_fence_acquire(); /* what follows is read after the stamp */",
-        "/* what follows is read after the stamp */",
+        "nl_fence_acquire(); /* what follows is read after the stamp, and",
+        "/* what follows is read after the stamp, and",
         "the second look at meta may come before the stamp",
         weak("hot_key"),
     ),
@@ -352,8 +363,8 @@ MUTANTS = [
     Mutant(
         "deny-forgets-whose-slot",
         CORE + "log.h",
-        "    if (NL_UNLIKELY(!nl_slot_is(slot, fp))) return NL_UNDECIDED;\n    return NL_DENIED;",
-        "    (void)fp;\n    return NL_DENIED;",
+        DENY_KEY_CHECKED + DENY_UNCHANGED + DENY_KEY_CHECKED_AGAIN,
+        "    (void)fp;\n" + DENY_UNCHANGED,
         "a denial by another key's stamps",
         weak("stolen_slot"),
     ),

@@ -109,6 +109,11 @@ static inline void nl_log_view(const nl_log *log, uint32_t limit, uint32_t cost,
     if (log->used + cost > limit) view->deciding_tick = nl_log_tick(log, log->expired + log->used + cost - limit - 1);
 }
 
+NL_ALWAYS_INLINE bool nl_view_same(const nl_view *a, const nl_view *b) {
+    return a->used == b->used && a->newest_tick == b->newest_tick && a->oldest_tick == b->oldest_tick &&
+           a->deciding_tick == b->deciding_tick;
+}
+
 /* --- deny ------------------------------------------------------------------------------------------------------- */
 
 /* NL_DENIED, or NL_UNDECIDED: it seems to fit, or it changed while we looked: take the slot and see. */
@@ -124,10 +129,11 @@ NL_ALWAYS_INLINE nl_outcome nl_log_deny(const nl_rule *rule, const nl_chunks *ch
     if (NL_UNLIKELY(head >= ring.capacity || i >= ring.capacity)) return NL_UNDECIDED;
     /* All stamps are within a window of the newest, so if now is behind the newest, this one has not left either. */
     if (since >= 0 && nl_stamp_is_out(nl_ring_get(ring, head, i), (uint32_t)now.tick, rule->window)) return NL_UNDECIDED;
-    nl_fence_acquire(); /* what follows is read after the stamp */
-    if (NL_UNLIKELY(nl_load64(&slot->meta) != meta)) return NL_UNDECIDED;
-    if (nl_meta_selector(meta) && nl_ring_of(rule, chunks, slot, meta).stamps != ring.stamps) return NL_UNDECIDED;
     if (NL_UNLIKELY(!nl_slot_is(slot, fp))) return NL_UNDECIDED;
+    nl_fence_acquire(); /* what follows is read after the stamp, and after both halves of the fingerprint */
+    if (NL_UNLIKELY(nl_load64_acquire(&slot->meta) != meta)) return NL_UNDECIDED;
+    if (nl_meta_selector(meta) && nl_ring_of(rule, chunks, slot, meta).stamps != ring.stamps) return NL_UNDECIDED;
+    if (NL_UNLIKELY(!nl_slot_is(slot, fp))) return NL_UNDECIDED; /* twice: the slot may go to another key and come back */
     return NL_DENIED;
 }
 
@@ -140,15 +146,26 @@ NL_ALWAYS_INLINE bool nl_log_held(const nl_rule *rule, const nl_chunks *chunks, 
            (!log->count || nl_ring_get(log->ring, log->head, log->count - 1) == log->newest);
 }
 
-/* The log as a view, read without the slot. False: it kept changing, or is another key's. */
+/* The log as a view, read without the slot: twice, and alike, with the right key in between. Once is not enough where several stamps
+ * count: the key may be reset and come back in the meantime, even with the same stamps, at the price of one mixed reading; the second
+ * reading follows an acquire of meta, so what it finds unchanged was one log. False: it kept changing, or is another key's. */
 static inline bool nl_log_peek(const nl_rule *rule, const nl_chunks *chunks, const nl_slot *slot, nl_fingerprint fp, nl_now now,
                                uint32_t limit, uint32_t cost, nl_view *view) {
-    for (int tries = 0; tries < 3; tries++) {
-        uint64_t meta = nl_load64_acquire(&slot->meta);
-        nl_log log;
-        if (!nl_log_read(rule, chunks, slot, meta, now, &log)) continue;
+    nl_view before = {0, 0, 0, 0, 0, 0};
+    nl_log log;
+    uint64_t meta = 0, last_meta = 0;
+    uint32_t *last_stamps = NULL;
+    for (int reading = 0; reading < 6; reading++) {
+        meta = nl_load64_acquire(&slot->meta);
+        if (!nl_log_read(rule, chunks, slot, meta, now, &log)) return false;
         nl_log_view(&log, limit, cost, now, view);
-        if (nl_log_held(rule, chunks, slot, meta, &log)) return nl_slot_is(slot, fp);
+        nl_fence_acquire();
+        if (!nl_slot_is(slot, fp)) return false;
+        if (reading && meta == last_meta && log.ring.stamps == last_stamps && nl_view_same(view, &before)) return true;
+        before = *view;
+        last_meta = meta;
+        last_stamps = log.ring.stamps;
+        nl_fence_acquire();
     }
     return false;
 }
@@ -177,8 +194,10 @@ NL_ALWAYS_INLINE uint32_t nl_log_capacity_for(nl_shape s, uint32_t selector, uin
     return 1u << (NL_CHUNK_LEAST_SHIFT + nl_chunk_class_of(stamps));
 }
 
+/* The newest comes last, behind all others of its log: who reads the newest first (nl_log_read) then reads no older ones. */
 NL_ALWAYS_INLINE void nl_ring_put(nl_ring ring, uint32_t head, uint32_t at, uint32_t stamp, uint32_t cost) {
-    for (uint32_t i = 0; i < cost; i++) nl_store32(nl_ring_at(ring, head, at + i), stamp);
+    for (uint32_t i = 0; i + 1 < cost; i++) nl_store32(nl_ring_at(ring, head, at + i), stamp);
+    nl_store32_release(nl_ring_at(ring, head, at + cost - 1), stamp);
 }
 
 /* Writes the log, with its new stamps, into another ring, and commits. Owning the slot; copies at most 2,047 stamps. False:
