@@ -127,7 +127,7 @@ class Reference:
     def contains(self, key: Hashable, now_ns: int) -> bool:
         """Does `key` have a live stamp? If any is, its newest one is."""
         log = self.logs.get(key)
-        return bool(log) and self._now(log, now_ns) - log[-1] < self.window
+        return log is not None and self._now(log, now_ns) - log[-1] < self.window
 
     def live_keys(self, now_ns: int) -> set[Hashable]:
         return {key for key in self.logs if self.contains(key, now_ns)}

@@ -3,6 +3,11 @@
 A child has only the thread that forked. Whatever the others were doing inside the table at that
 instant must not make it wait for ever, count wrongly or find the table torn. Each child has an
 alarm: one that hangs dies of it and fails the test.
+
+What a child works with is handed to it as an argument, and threads bind their methods once. A
+variable that a child shares with running threads as a closure's cell would hang it on a
+free-threaded 3.13: the interpreter may hand the cell's lock to a waiting thread that the child does
+not have (PyCell_GetRef, PyMutex_Lock). Nothing of that is ours.
 """
 
 from __future__ import annotations
@@ -32,8 +37,8 @@ pytestmark = [
 CHILD_S = 60
 
 
-def in_child(work: Callable[[], None]) -> None:
-    """Run `work` in a forked child; fail with its traceback, or if it hangs."""
+def in_child(work: Callable[[RateLimiter], None], limiter: RateLimiter) -> None:
+    """Run `work(limiter)` in a forked child; fail with its traceback, or if it hangs."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -42,7 +47,7 @@ def in_child(work: Callable[[], None]) -> None:
             faulthandler.register(signal.SIGALRM, file=writer, chain=True)  # where it hangs
             signal.alarm(CHILD_S)
             os.close(reader)
-            work()
+            work(limiter)
         except BaseException:
             os.write(writer, traceback.format_exc().encode()[:60_000])
             os._exit(1)
@@ -70,18 +75,19 @@ def test_fork_while_threads_insert_and_accept(limit: int, forks: int) -> None:
 
     def work(number: int) -> None:
         """New keys come, old ones go: some 30,000 at a time, and a hot one in between."""
-        allow, mine = limiter.allow, hot[number % len(hot)]
+        allow, reset, stop = limiter.allow, limiter.reset, done.is_set
+        mine = hot[number % len(hot)]
         for nth in itertools.count():
             allow(("new", number, nth))
             allow(mine)
-            limiter.reset(("new", number, nth - 10_000))
+            reset(("new", number, nth - 10_000))
             if nth % 100 == 0:
-                limiter.reset(mine)
-                if done.is_set():
+                reset(mine)
+                if stop():
                     return
 
-    def child(nth: int) -> Callable[[], None]:
-        def go_on() -> None:
+    def child(nth: int) -> Callable[[RateLimiter], None]:
+        def go_on(limiter: RateLimiter) -> None:
             verify(limiter)
             for key in hot:
                 use_up(limiter, key, limit)
@@ -104,7 +110,7 @@ def test_fork_while_threads_insert_and_accept(limit: int, forks: int) -> None:
                 limiter.reset("mine")
                 for _ in range(nth % (limit + 1)):
                     assert limiter.allow("mine")
-                in_child(child(nth))
+                in_child(child(nth), limiter)
                 assert limiter.peek("mine").remaining == limit - nth % (limit + 1)
         finally:
             done.set()
@@ -118,21 +124,23 @@ def test_fork_while_threads_evict_and_clear() -> None:
     done = threading.Event()
 
     def bring(number: int) -> None:
+        allow_many, stop = limiter.allow_many, done.is_set
         for block in itertools.count():
-            limiter.allow_many([(number, block, nth) for nth in range(500)])
-            if done.is_set():
+            allow_many([(number, block, nth) for nth in range(500)])
+            if stop():
                 return
 
     def sweep(_: int) -> None:
+        clear, evict, count, stop = limiter.clear, limiter.evict, limiter.__len__, done.is_set
         for nth in itertools.count():
             if nth % 50 == 49:
-                limiter.clear()
-            limiter.evict()
-            len(limiter)
-            if done.is_set():
+                clear()
+            evict()
+            count()
+            if stop():
                 return
 
-    def child() -> None:
+    def child(limiter: RateLimiter) -> None:
         verify(limiter)
         limiter.allow_many(range(2_000))
         limiter.evict()
@@ -144,7 +152,7 @@ def test_fork_while_threads_evict_and_clear() -> None:
     with Crew(2, lambda number: (bring, sweep)[number](number)):
         try:
             for _ in range(60):
-                in_child(child)
+                in_child(child, limiter)
         finally:
             done.set()
     verify(limiter)
@@ -157,12 +165,13 @@ def test_threads_of_the_child() -> None:
     done = threading.Event()
 
     def work(number: int) -> None:
+        allow, stop = limiter.allow, done.is_set
         for nth in itertools.count():
-            limiter.allow(("new", number, nth % 100_000))
-            if done.is_set():
+            allow(("new", number, nth % 100_000))
+            if stop():
                 return
 
-    def child() -> None:
+    def child(limiter: RateLimiter) -> None:
         admitted = [0, 0]
 
         def ask(number: int) -> None:
@@ -175,7 +184,7 @@ def test_threads_of_the_child() -> None:
     with Crew(2, work):
         try:
             for _ in range(20):
-                in_child(child)
+                in_child(child, limiter)
         finally:
             done.set()
 
@@ -184,15 +193,15 @@ def test_children_of_children() -> None:
     """Ten generations, each with what the one before had counted."""
     limiter = RateLimiter(10, per=86_400)
 
-    def generation(nth: int) -> None:
+    def generation(limiter: RateLimiter, nth: int) -> None:
         assert limiter.peek("line").remaining == 10 - nth
         assert limiter.allow("line") is (nth < 10)
         verify(limiter)
         if nth < 10:
-            in_child(lambda: generation(nth + 1))
+            in_child(lambda limiter: generation(limiter, nth + 1), limiter)
         assert limiter.peek("line").remaining == max(0, 10 - nth - 1)
 
-    generation(0)
+    generation(limiter, 0)
     assert limiter.peek("line").remaining == 9
 
 
@@ -204,11 +213,11 @@ def test_fork_from_many_threads_at_once() -> None:
             key = (number, nth)
             assert limiter.allow(key)
 
-            def child(key: Any = key) -> None:
+            def child(limiter: RateLimiter, key: Any = key) -> None:
                 verify(limiter)
                 assert [limiter.allow(key) for _ in range(3)] == [True, True, False]
 
-            in_child(child)
+            in_child(child, limiter)
             assert limiter.peek(key).remaining == 2
 
     run(3, fork)
