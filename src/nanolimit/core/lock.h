@@ -47,7 +47,7 @@ static inline void nl_back_off(int tries) {
 
 static struct {
     uint32_t generation; /* 1 .. 65535; 0 in a lock word means free */
-    uint32_t closed;     /* a fork is about to happen: no slow path may begin */
+    uint32_t closed;     /* forks that are about to happen: no slow path may begin */
     uint32_t running;    /* slow paths under way */
 } nl_process = {1, 0, 0};
 
@@ -73,11 +73,11 @@ static inline void nl_gate_leave(void) {
 
 #if !defined(_WIN32)
 static void nl_before_fork(void) {
-    nl_store32(&nl_process.closed, 1);
+    nl_add32(&nl_process.closed, 1); /* a count: C code may fork in two threads at once */
     nl_fence_full();
     while (nl_load32_acquire(&nl_process.running)) nl_yield();
 }
-static void nl_after_fork_in_parent(void) { nl_store32_release(&nl_process.closed, 0); }
+static void nl_after_fork_in_parent(void) { nl_add32(&nl_process.closed, (uint32_t)-1); }
 static void nl_after_fork_in_child(void) {
     nl_process.generation = nl_process.generation % 65535 + 1;
     nl_process.running = 0;
