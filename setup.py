@@ -5,6 +5,7 @@ Environment, all off by default:
 NANOLIMIT_DEBUG=1               asserts in the core (NL_DEBUG), no optimisation unless sanitized
 NANOLIMIT_SANITIZE=LIST         a compiler's -fsanitize list: "address,undefined" or "thread"
 NANOLIMIT_COVERAGE=1            line tracing in the seam, gcov in the core
+NANOLIMIT_KILL_POINTS=1         places in the core that can kill the process (core/point.h), for the kill tests
 NANOLIMIT_ANNOTATE=1            Cython's HTML report beside the generated C
 """
 
@@ -28,17 +29,20 @@ def toggled(name: str) -> bool:
 debug = toggled("NANOLIMIT_DEBUG")
 coverage = toggled("NANOLIMIT_COVERAGE")
 annotate = toggled("NANOLIMIT_ANNOTATE")
+kill_points = toggled("NANOLIMIT_KILL_POINTS")
 sanitize = os.environ.get("NANOLIMIT_SANITIZE", "")
 
 # Compilers compare time stamps, not flags: each variant has a build folder of its own.
 variant = "-".join(
-    part for part in ("debug" * debug, "coverage" * coverage, sanitize.replace(",", "-")) if part
+    part for part in ("debug" * debug, "coverage" * coverage, "kill" * kill_points, sanitize.replace(",", "-")) if part
 )
 build_base = f"build/{variant or 'plain'}"
 
 macros: list[tuple[str, str | None]] = []
 if debug:
     macros.append(("NL_DEBUG", None))
+if kill_points:
+    macros.append(("NL_KILL_POINTS", None))
 if coverage:
     macros.append(("CYTHON_TRACE_NOGIL", "1"))
 

@@ -4,19 +4,26 @@
 cimport cython
 
 cdef enum:
-    NANOLIMIT_ABI = 1  # grows whenever a declaration below changes its meaning or its layout
+    NANOLIMIT_ABI = 2  # grows whenever a declaration below changes its meaning or its layout
 
 
 @cython.final
 cdef class Limiter:
     cdef void *table           # an nl_table, which only _core looks into
-    cdef readonly object quota
+    cdef object quota_now      # the quota whose limit is quota_limit
+    cdef object make_quota     # None, or (limit) -> the quota with that limit
+    cdef unsigned int quota_limit
+    cdef bint stall_allows
+    cdef object path           # of a shared table's file, or None
     cdef readonly str name
     cdef object clock          # None, or what tells the time: () -> float seconds
     cdef object clock_ns       # None, or () -> int nanoseconds, which is asked instead
     cdef object __weakref__
 
-    cdef int refuse_if_closed(self) except -1
+    cdef int be_ready(self) except -1
+    cdef int register(self) except -1
+    cdef int refuse_if_stalled(self, bint stalled) except -1
+    cdef str where(self)
     cdef unsigned long long now(self, double *seconds) except? 0xffffffffffffffff
     cdef unsigned int units(self, object cost) except? 0xffffffff
     cdef int decide(self, object key, object cost, void *view, bint counts, double *seconds) except -1

@@ -1,7 +1,7 @@
 """Types of the seam. The documentation stands in limiter.py and, for Decision and Stats, here."""
 
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, NoReturn, final, overload
+from typing import Any, Final, NamedTuple, NoReturn, final, overload
 
 from typing_extensions import Buffer
 
@@ -11,13 +11,36 @@ from nanolimit.quota import Quota
 ABI_VERSION: Final[int]
 EVENT_BITS: Final[dict[str, int]]
 
+SHARED: Final[bool]
+LAYOUT_VERSION: Final[int]
+HEADER_BYTES: Final[int]
+
+def table_bytes(*, limit: int, window_ns: int, max_keys: int, typical: int) -> int: ...
+def format_table(
+    fd: int,
+    *,
+    limit: int,
+    window_ns: int,
+    max_keys: int,
+    typical: int,
+    own_clock: bool,
+    boot_id: bytes,
+    pid_namespace: int,
+    time_namespace: int,
+) -> None: ...
+def read_header(fd: int) -> dict[str, Any]: ...
+def same_layout(limit: int, other_limit: int, window_ns: int) -> bool: ...
+def mark_replaced(fd: int) -> None: ...
+def inspect_table(fd: int) -> dict[str, Any]: ...
 def set_emitter(mask: int, emit: Callable[[str, int, str, object], object] | None) -> None: ...
 def _defer_refcount(obj: object) -> bool: ...
+def _kill_points() -> list[str]: ...
+def _kill_at(name: str, passings: int = 1) -> None: ...
+def _stop_at(name: str, passings: int = 1) -> None: ...
+def _signal_at(name: str, passings: int, signal: int) -> None: ...
 def _siphash128(key16: bytes, data: bytes) -> bytes: ...
 
-class Stats(NamedTuple):
-    """What a limiter has done so far, and what it holds."""
-
+class _Stats(NamedTuple):
     allowed: int
     denied: int
     keys: int
@@ -25,6 +48,19 @@ class Stats(NamedTuple):
     overflowed: int
     memory_bytes: int
     capacity: int
+
+class Stats(_Stats):
+    """What a limiter has done so far, and what it holds.
+
+    Besides the items of the tuple it has three attributes, which mean something for shared tables.
+    """
+
+    stalled: int
+    """Calls that `on_stall` answered, because a process that is stopped held what they needed."""
+    log_bytes: int
+    """Memory for logs that don't fit into a slot: what is in use of it."""
+    log_capacity_bytes: int
+    """... and how much there can be."""
 
 @final
 class Decision:
@@ -67,6 +103,11 @@ class Limiter:
         max_keys: int,
         on_full: str,
         clock: Callable[[], float] | None,
+        table: int | None = None,
+        path: str | None = None,
+        stall_ns: int = 0,
+        on_stall: str = "allow",
+        make_quota: Callable[[int], Quota] | None = None,
     ) -> Limiter: ...
     @property
     def quota(self) -> Quota: ...
@@ -86,11 +127,12 @@ class Limiter:
     def evict(self) -> int: ...
     def stats(self) -> Stats: ...
     def close(self) -> None: ...
+    def set_limit(self, limit: int) -> None: ...
     def __len__(self) -> int: ...
     def __contains__(self, key: object, /) -> bool: ...
     def __reduce__(self) -> NoReturn: ...
     def _fingerprint(self, key: Key) -> int: ...
-    def _verify(self) -> None: ...
+    def _verify(self) -> int: ...
 
 @final
 class Control:

@@ -18,17 +18,19 @@ from cpython.unicode cimport PyUnicode_CheckExact
 from libc.math cimport INFINITY, floor, fma, isfinite, nextafter, rint
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import namedtuple
 from collections.abc import Sequence
+from errno import EACCES, EBADF, ENOENT, EPERM
 from operator import index
 
-from nanolimit.errors import LimiterClosedError
+from nanolimit.errors import LimiterClosedError, SharedTableError
 
 
 cdef extern from "Python.h":
@@ -46,6 +48,12 @@ cdef extern from "Python.h":
     void PyErr_WriteUnraisable(object)
 
 
+cdef extern from "errno.h" nogil:
+    int errno
+
+cdef extern from "stdbool.h":
+    ctypedef unsigned char c_bool "bool"
+
 cdef extern from "core/batch.h" nogil:
     ctypedef struct nl_fingerprint:
         uint64_t lo, hi
@@ -58,10 +66,15 @@ cdef extern from "core/batch.h" nogil:
         pass
     ctypedef struct nl_head:
         uint32_t limit
+        uint64_t window_ns
         nl_counters counters
     ctypedef struct nl_region:
         unsigned char *base
-        uint64_t committed
+        uint64_t bytes, committed
+    ctypedef struct nl_member:
+        uint64_t word, pid
+    ctypedef struct nl_party:
+        nl_member *members
     ctypedef struct nl_slab:
         uint32_t most
         nl_region slots
@@ -69,28 +82,34 @@ cdef extern from "core/batch.h" nogil:
         nl_region chunks
     ctypedef struct nl_table:
         uint32_t flags, on_full
+        int clock
         nl_rule rule
         nl_head *head
+        uint64_t *stripe
+        nl_party us
         nl_slab slab
         nl_chunks chunks
-        nl_region bucket_region
+        nl_region bucket_region, memory
         nl_hash_seed *seeds
     ctypedef struct nl_config:
         uint32_t limit
         uint64_t window_ns
         uint32_t max_keys, on_full
         uint64_t *secret
+        uint32_t typical
     ctypedef struct nl_view:
         uint64_t now_ns, newest_tick, oldest_tick, deciding_tick
         uint32_t used, limit
     ctypedef struct nl_tally:
-        uint64_t allowed, denied, untracked, displaced
+        uint64_t allowed, denied, untracked, displaced, stalled
     ctypedef int nl_outcome
     enum:
         NL_DENIED, NL_ALLOWED, NL_UNTRACKED, NL_DISPLACED, NL_WOULD_WAIT
-        NL_FLAG_CLOSED, NL_FLAG_CLOCK, NL_FLAG_EVENTS
+        NL_QUICKLY, NL_WAITING
+        NL_FLAG_CLOSED, NL_FLAG_CLOCK, NL_FLAG_EVENTS, NL_FLAG_CHILD
+        NL_LIMIT_MOST
         NL_KEY_BYTES, NL_KEY_INT, NL_KEY_INT_NEGATIVE, NL_KEY_INT_LARGE, NL_KEY_UUID, NL_KEY_ADDRESS, NL_KEY_TUPLE
-        NL_COUNT_ALLOWED, NL_COUNT_DENIED, NL_COUNT_OVERFLOWED, NL_COUNT_EVICTED
+        NL_COUNT_ALLOWED, NL_COUNT_DENIED, NL_COUNT_OVERFLOWED, NL_COUNT_EVICTED, NL_COUNT_STALLED
         NL_GROUP
     const uint64_t NL_TIME_END_NS
     nl_hash_seed nl_hash_seed_of(uint64_t, uint64_t)
@@ -102,14 +121,19 @@ cdef extern from "core/batch.h" nogil:
     void nl_table_close(nl_table *)
     uint32_t nl_table_keys(const nl_table *)
     uint64_t nl_table_bytes(const nl_table *)
-    nl_outcome nl_check(nl_table *, nl_fingerprint, uint64_t, uint32_t, bint, nl_view *)
-    nl_outcome nl_peek(nl_table *, nl_fingerprint, uint64_t, uint32_t, bint, nl_view *)
-    nl_outcome nl_reset(nl_table *, nl_fingerprint, uint64_t, bint)
-    void nl_check_group(nl_table *, const nl_fingerprint *, uint32_t, uint64_t, uint32_t, unsigned char *, nl_tally *)
+    uint64_t nl_table_log_bytes(const nl_table *)
+    uint64_t nl_table_count(const nl_table *, uint32_t)
+    uint32_t nl_load32(const uint32_t *)
+    uint64_t nl_load64(const uint64_t *)
+    void nl_store32(uint32_t *, uint32_t)
+    nl_outcome nl_untracked(bint, uint32_t, uint32_t, uint64_t, nl_view *)
+    nl_outcome nl_check(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
+    nl_outcome nl_peek(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
+    nl_outcome nl_reset(nl_table *, nl_fingerprint, uint64_t, int)
+    void nl_check_group(nl_table *, const nl_fingerprint *, uint32_t, uint64_t, uint32_t, bint, unsigned char *, nl_tally *)
     void nl_tally_count(nl_counters *, uint32_t, const nl_tally *)
     void nl_count(nl_counters *, uint32_t, uint32_t, uint64_t)
-    void nl_count_serial(nl_counters *, uint32_t, uint64_t)
-    uint64_t nl_counters_sum(const nl_counters *, uint32_t)
+    void nl_count_serial(uint64_t *, uint32_t, uint64_t)
     uint32_t nl_my_stripe()
     void nl_drop(void *, size_t)
 
@@ -133,22 +157,46 @@ cdef extern from *:
     bint is_str "PyUnicode_CheckExact" (PyObject *) noexcept
 
 cdef extern from "core/clock.h" nogil:
-    uint64_t nl_clock_ns()
+    uint64_t nl_clock_ns(int)
+    int NL_CLOCK_PRIVATE
 
 cdef extern from "core/walk.h" nogil:
     uint64_t nl_walk_count(const nl_table *, uint64_t)
-    uint64_t nl_walk_evict(nl_table *, uint64_t, bint)
+    uint64_t nl_walk_evict(nl_table *, uint64_t, bint, c_bool *)
+
+cdef extern from "core/shared.h" nogil:
+    int NL_HAS_SHARED, NL_LAYOUT_VERSION, NL_SHARED_KEYS_MOST, NL_MEMBERS, NL_STATE_REPLACED
+    int NL_MEMBER_STATE, NL_MEMBER_ALIVE
+    ctypedef struct nl_origin:
+        unsigned char *boot_id
+        uint64_t pid_namespace, time_namespace, created_ns
+        uint32_t own_clock
+    ctypedef struct nl_header:
+        char *magic
+        uint32_t version, byte_order, word_bytes, page_bytes, header_bytes, state
+        uint64_t file_bytes, window_ns
+        uint32_t max_keys, layout_limit, typical
+        nl_origin origin
+        uint64_t digest
+    uint64_t nl_header_digest(const nl_header *)
+    uint64_t nl_shared_bytes(const nl_config *)
+    bint nl_shared_same_layout(uint32_t, uint32_t, uint64_t)
+    void nl_shared_format(void *, const nl_config *, const nl_origin *)
+    const char *nl_shared_open(nl_table *, int, const char *, uint32_t, uint64_t, bint)
+    int nl_shared_register(nl_table *)
+    void nl_shared_close(nl_table *)
+    bint nl_place_is_locked(int, uint64_t, uint32_t)
 
 cdef extern from "core/verify.h" nogil:
-    const char *nl_verify(nl_table *, char *, size_t)
+    const char *nl_verify(nl_table *, uint32_t *, char *, size_t)
 
 cdef extern from *:
     """
-    /* With a GIL, whoever holds it is alone on stripe 0. */
+    /* With a GIL, whoever holds it is alone on the process's stripe. */
     #ifdef Py_GIL_DISABLED
-    #define NL_TALLY(counters, what, n) nl_count((counters), nl_my_stripe(), (what), (n))
+    #define NL_TALLY(t, what, n) nl_count(&(t)->head->counters, nl_my_stripe(), (what), (n))
     #else
-    #define NL_TALLY(counters, what, n) nl_count_serial((counters), (what), (n))
+    #define NL_TALLY(t, what, n) nl_count_serial((t)->stripe, (what), (n))
     #endif
     /* 3.14t: objects that all threads call through need not share a reference count. */
     static int nl_defer_refcount(PyObject *o) {
@@ -162,7 +210,7 @@ cdef extern from *:
     static inline PyObject *nl_new_ref(PyObject *o) { Py_INCREF(o); return o; }
     #define nl_new_bool(yes) nl_new_ref((yes) ? Py_True : Py_False)
     """
-    void NL_TALLY(nl_counters *, uint32_t, uint64_t) noexcept nogil
+    void NL_TALLY(nl_table *, uint32_t, uint64_t) noexcept nogil
     PyObject *new_ref "nl_new_ref" (object) noexcept
     PyObject *new_bool "nl_new_bool" (bint) noexcept
     int nl_defer_refcount(object)
@@ -348,10 +396,17 @@ class Stats(namedtuple("Stats", "allowed denied keys evicted overflowed memory_b
     """What a limiter has done so far, and what it holds.
 
     allowed, denied: decisions. keys: occupied slots (some may be idle). evicted: live keys displaced, and keys dropped by
-    evict(). overflowed: decisions made by on_full. memory_bytes: pages in use. capacity: max_keys.
+    evict(). overflowed: decisions made by on_full. memory_bytes: pages in use; of a shared table, the file's size. capacity:
+    max_keys.
+
+    Besides, as attributes that are no items of the tuple: stalled, the calls that on_stall answered; log_bytes, the memory for logs
+    that don't fit into a slot, in use (to within 16 KiB for each process that was killed); log_capacity_bytes, how much of it there
+    can be.
     """
 
-    __slots__ = ()
+    stalled = 0
+    log_bytes = 0
+    log_capacity_bytes = 0
 
 
 @cython.final
@@ -443,7 +498,7 @@ cdef Decision new_decision(Limiter limiter, nl_table *t, int outcome, nl_view *v
     cdef Decision d = Decision.__new__(Decision)
     d.allowed = outcome & NL_ALLOWED
     d.untracked = (outcome & NL_UNTRACKED) != 0
-    d.quota = limiter.quota
+    d.quota = limiter.quota_now if view.limit == limiter.quota_limit else limiter.quota
     d.tick_ns = t.rule.tick_ns
     d.window = t.rule.window
     d.seconds = seconds
@@ -453,6 +508,7 @@ cdef Decision new_decision(Limiter limiter, nl_table *t, int outcome, nl_view *v
 
 # --- the limiter -----------------------------------------------------------------------------------------------------
 
+cdef int EUSERS = getattr(__import__("errno"), "EUSERS", -1)
 cdef dict ON_FULL = {"allow": 0, "deny": 1, "evict": 2}
 
 
@@ -464,23 +520,42 @@ cdef class Limiter:
     another thread finds pages, not a fault.
     """
 
-    def __cinit__(self, quota, *, limit, window_ns, str name not None, max_keys, str on_full not None, clock):
+    def __cinit__(self, quota, *, limit, window_ns, str name not None, max_keys, str on_full not None, clock, table=None, path=None,
+                  stall_ns=0, str on_stall not None="allow", make_quota=None):
+        """table: the descriptor of a shared table's file, which says what limit, window_ns and max_keys are."""
         cdef nl_config config
         cdef bytes secret = os.urandom(16)
-        self.quota = quota
+        self.quota_now = quota
+        self.make_quota = make_quota
         self.name = name
         self.clock = clock
         self.clock_ns = getattr(clock, "now_ns", None)
-        config.limit = limit
-        config.window_ns = window_ns
-        config.max_keys = max_keys
-        config.on_full = ON_FULL[on_full]
-        memcpy(config.secret, PyBytes_AS_STRING(secret), 16)
+        self.path = path
+        self.stall_allows = on_stall != "deny"
         cdef nl_table *t = <nl_table *>calloc(1, sizeof(nl_table))
-        if t == NULL or not nl_table_open(t, &config):
-            free(t)
-            raise MemoryError(f"no address space for a limiter of max_keys={max_keys}: choose a smaller one")
-        self.table = t
+        if t == NULL:
+            raise MemoryError()
+        if table is None:
+            config.limit = limit
+            config.window_ns = window_ns
+            config.max_keys = max_keys
+            config.on_full = ON_FULL[on_full]
+            memcpy(config.secret, PyBytes_AS_STRING(secret), 16)
+            if not nl_table_open(t, &config):
+                free(t)
+                raise MemoryError(f"no address space for a limiter of max_keys={max_keys}: choose a smaller one")
+            self.table = t
+        else:
+            try:
+                open_shared(t, table, path, ON_FULL[on_full], (1 << 64) - 1 if on_stall == "wait" else stall_ns, False)
+            except BaseException:
+                free(t)
+                raise
+            self.table = t
+            self.register()
+        self.quota_limit = nl_load32(&t.head.limit)
+        if self.quota_limit != limit and make_quota is not None:
+            self.quota_now = make_quota(self.quota_limit)
         nl_defer_refcount(self)
         if clock is not None:
             set_flag(t, NL_FLAG_CLOCK, True)
@@ -490,9 +565,50 @@ cdef class Limiter:
                 set_flag(t, NL_FLAG_EVENTS, True)
 
     def __dealloc__(self):
-        if self.table != NULL:
-            nl_table_close(<nl_table *>self.table)
-            free(self.table)
+        cdef nl_table *t = <nl_table *>self.table
+        if t != NULL:
+            if t.us.members != NULL:
+                nl_shared_close(t)
+            else:
+                nl_table_close(t)
+            free(t)
+
+    cdef int register(self) except -1:
+        """Makes this process one of the shared table's: after opening it, and in the child of a fork at its first call."""
+        cdef int error
+        with nogil:
+            error = nl_shared_register(<nl_table *>self.table)
+        if not error:
+            return 0
+        if error == EUSERS:
+            raise SharedTableError(f"{self.where()}: {NL_MEMBERS - 2} processes are at it already, and there is no room for more")
+        hint = ""
+        if error in (EACCES, EPERM):
+            hint = "; for workers that run as another user than the one who made it: mode=0o660 and group="
+        elif error in (ENOENT, EBADF):
+            hint = "; its file was removed, or its descriptor closed: make the limiter again in this process"
+        raise SharedTableError(f"{self.where()}: this process can't join it: {os.strerror(error)}{hint}")
+
+    cdef str where(self):
+        return f"shared table {self.path}" if self.path is not None else f"shared table of limiter {self.name!r}"
+
+    @property
+    def quota(self):
+        """The quota in force. Of a shared table, the limit may be changed by others."""
+        cdef uint32_t limit = nl_load32(&(<nl_table *>self.table).head.limit)
+        if limit != self.quota_limit and self.make_quota is not None:
+            self.quota_now = self.make_quota(limit)
+            self.quota_limit = limit
+        return self.quota_now
+
+    def set_limit(self, limit):
+        """Changes the limit in force, at once and for all who use the table."""
+        cdef nl_table *t = <nl_table *>self.table
+        self.be_ready()
+        whole = index(limit)
+        if not 1 <= whole <= NL_LIMIT_MOST or not nl_shared_same_layout(t.rule.limit, whole, t.head.window_ns):
+            raise ValueError(f"limit must be one that the table is laid out for (as it is for {t.rule.limit}), got {short(whole)}")
+        nl_store32(&t.head.limit, whole)
 
     # -- checks. allow(key) and check(key) have a short way in front of these: see "the short way" below.
 
@@ -524,27 +640,33 @@ cdef class Limiter:
         cdef uint32_t units = self.units(cost)
         cdef nl_outcome outcome
         cdef uint64_t now_ns
-        self.refuse_if_closed()
+        self.be_ready()
         fingerprint(t, key, &fp)
         now_ns = self.now(seconds)
-        self.refuse_if_closed()  # the clock is somebody's Python
+        self.be_ready()  # the clock is somebody's Python
         if not counts or units == 0:
-            outcome = nl_peek(t, fp, now_ns, units, False, into)
+            outcome = nl_peek(t, fp, now_ns, units, NL_QUICKLY, into)
             if outcome == NL_WOULD_WAIT:
                 with nogil:
-                    outcome = nl_peek(t, fp, now_ns, units, True, into)
+                    outcome = nl_peek(t, fp, now_ns, units, NL_WAITING, into)
+                if outcome == NL_WOULD_WAIT:
+                    NL_TALLY(t, NL_COUNT_STALLED, 1)
+                    outcome = nl_untracked(self.stall_allows, nl_load32(&t.head.limit), units, now_ns, into)
             return outcome
-        outcome = nl_check(t, fp, now_ns, units, False, <nl_view *>view)
+        outcome = nl_check(t, fp, now_ns, units, NL_QUICKLY, <nl_view *>view)
         return settle(self, fp, outcome, key, units, now_ns, <nl_view *>view)
 
-    cdef int refuse_if_closed(self) except -1:
-        if flags_of(<nl_table *>self.table) & NL_FLAG_CLOSED:
+    cdef int be_ready(self) except -1:
+        cdef uint32_t flags = flags_of(<nl_table *>self.table)
+        if flags & NL_FLAG_CLOSED:
             raise LimiterClosedError(f"limiter {self.name!r} is closed")
+        if flags & NL_FLAG_CHILD:
+            self.register()
         return 0
 
     cdef unsigned int units(self, object cost) except? 0xffffffff:
         """cost as a number of units: 0 .. limit."""
-        cdef uint32_t limit = (<nl_table *>self.table).rule.limit
+        cdef uint32_t limit = nl_load32(&(<nl_table *>self.table).head.limit)
         if isinstance(cost, bool):
             raise TypeError(f"cost must be an int, got {cost!r} (bool)")
         try:
@@ -562,7 +684,7 @@ cdef class Limiter:
         cdef double value
         seconds[0] = EXACT
         if self.clock is None:
-            return nl_clock_ns()
+            return nl_clock_ns((<nl_table *>self.table).clock)
         if self.clock_ns is not None:
             told = self.clock_ns()
             if not isinstance(told, int):
@@ -608,7 +730,7 @@ cdef class Limiter:
         All keys are looked at first: a bad one raises, and nothing is counted. The GIL is released while the checks run.
         """
         cdef uint32_t units = self.units(cost)
-        self.refuse_if_closed()
+        self.be_ready()
         if isinstance(keys, (str, bytes, bytearray)):
             raise TypeError(f"keys must be a sequence of keys, got one {type(keys).__name__}: use [key]")
         if PyObject_CheckBuffer(keys):
@@ -638,10 +760,10 @@ cdef class Limiter:
             raise
         try:
             now_ns = self.now(&seconds)
-            self.refuse_if_closed()
+            self.be_ready()
             if units:
                 with nogil:
-                    check_all(t, fps, NULL, 0, 0, n, now_ns, units, outcomes)
+                    check_all(t, self.stall_allows, fps, NULL, 0, 0, n, now_ns, units, outcomes)
                 if flags_of(t) & NL_FLAG_EVENTS:
                     for i in range(n):
                         self.tell(outcomes[i], units, keys[i])
@@ -671,14 +793,14 @@ cdef class Limiter:
             is_unsigned = code in UNSIGNED
             result = bytearray(n)
             now_ns = self.now(&seconds)
-            self.refuse_if_closed()
+            self.be_ready()
             outcomes = result
             if units == 0:
                 for i in range(n):
                     outcomes[i] = 1
             elif n:
                 with nogil:
-                    check_all(t, NULL, <const char *>buffer.buf, stride, is_unsigned, n, now_ns, units, outcomes)
+                    check_all(t, self.stall_allows, NULL, <const char *>buffer.buf, stride, is_unsigned, n, now_ns, units, outcomes)
                 if flags_of(t) & NL_FLAG_EVENTS:
                     view = memoryview(keys)
                     for i in range(n):
@@ -697,54 +819,72 @@ cdef class Limiter:
         cdef nl_fingerprint fp
         cdef double seconds
         cdef uint64_t now_ns
-        self.refuse_if_closed()
+        self.be_ready()
         fingerprint(t, key, &fp)
         now_ns = self.now(&seconds)
-        self.refuse_if_closed()
-        cdef nl_outcome outcome = nl_reset(t, fp, now_ns, False)
+        self.be_ready()
+        cdef nl_outcome outcome = nl_reset(t, fp, now_ns, NL_QUICKLY)
         if outcome == NL_WOULD_WAIT:
             with nogil:
-                outcome = nl_reset(t, fp, now_ns, True)
+                outcome = nl_reset(t, fp, now_ns, NL_WAITING)
+            self.refuse_if_stalled(outcome == NL_WOULD_WAIT)
         return outcome == NL_ALLOWED
 
     def clear(self):
         """Forgets all keys and hands their memory back. Walks the table in small steps, without the GIL."""
         cdef nl_table *t = <nl_table *>self.table
-        self.refuse_if_closed()
+        cdef c_bool stalled = 0
+        self.be_ready()
         with nogil:
-            nl_walk_evict(t, 0, True)
+            nl_walk_evict(t, 0, True, &stalled)
+        self.refuse_if_stalled(stalled)
 
     def evict(self):
         """Drops idle keys and hands their memory back. The number of keys dropped. Walks in small steps, without the GIL."""
         cdef nl_table *t = <nl_table *>self.table
         cdef double seconds
         cdef uint64_t now_ns, dropped
-        self.refuse_if_closed()
+        cdef c_bool stalled = 0
+        self.be_ready()
         now_ns = self.now(&seconds)
-        self.refuse_if_closed()
+        self.be_ready()
         with nogil:
-            dropped = nl_walk_evict(t, now_ns, False)
+            dropped = nl_walk_evict(t, now_ns, False, &stalled)
             nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_EVICTED, dropped)
         emit = event_emit
         if dropped and event_mask & EVENT_EVICTED and emit is not None:
             emit("evicted", dropped, self.name, None)
+        self.refuse_if_stalled(stalled)
         return dropped
+
+    cdef int refuse_if_stalled(self, bint stalled) except -1:
+        """For verbs whose answer on_stall can't give."""
+        if stalled:
+            NL_TALLY(<nl_table *>self.table, NL_COUNT_STALLED, 1)
+            raise SharedTableError(
+                f"{self.where()}: a process that is stopped (SIGSTOP, a debugger, a frozen container) holds a part of it; "
+                f"not all was done. Let it go on, or end it, and call again"
+            )
+        return 0
 
     def stats(self):
         """Counters and sizes: Stats. O(1)."""
         cdef nl_table *t = <nl_table *>self.table
-        cdef nl_counters *c = &t.head.counters
-        self.refuse_if_closed()
-        return Stats(
-            nl_counters_sum(c, NL_COUNT_ALLOWED), nl_counters_sum(c, NL_COUNT_DENIED), nl_table_keys(t),
-            nl_counters_sum(c, NL_COUNT_EVICTED), nl_counters_sum(c, NL_COUNT_OVERFLOWED), nl_table_bytes(t), t.slab.most,
+        self.be_ready()
+        stats = Stats(
+            nl_table_count(t, NL_COUNT_ALLOWED), nl_table_count(t, NL_COUNT_DENIED), nl_table_keys(t),
+            nl_table_count(t, NL_COUNT_EVICTED), nl_table_count(t, NL_COUNT_OVERFLOWED), nl_table_bytes(t), t.slab.most,
         )
+        stats.stalled = nl_table_count(t, NL_COUNT_STALLED)
+        stats.log_bytes = nl_table_log_bytes(t)
+        stats.log_capacity_bytes = t.chunks.chunks.bytes
+        return stats
 
     def __len__(self):
         cdef nl_table *t = <nl_table *>self.table
         cdef double seconds
         cdef uint64_t now_ns, live
-        self.refuse_if_closed()
+        self.be_ready()
         now_ns = self.now(&seconds)
         with nogil:
             live = nl_walk_count(t, now_ns)
@@ -762,6 +902,8 @@ cdef class Limiter:
         if flags_of(t) & NL_FLAG_CLOSED:
             return
         set_flag(t, NL_FLAG_CLOSED, True)
+        if t.us.members != NULL:
+            return  # the file stays; this process signs off when nobody can be inside any more
         with nogil:  # the pages go, the address space stays until nobody can be inside any more
             nl_drop(t.slab.slots.base, t.slab.slots.committed)
             nl_drop(t.bucket_region.base, t.bucket_region.committed)
@@ -785,11 +927,17 @@ cdef class Limiter:
         return int(fp.lo) | int(fp.hi) << 64
 
     def _verify(self):
-        """Walks the whole table and raises AssertionError where an invariant does not hold. Nobody else may be at it."""
+        """Walks the whole table and raises AssertionError where an invariant does not hold. Nobody else may be at it.
+
+        The number of slots that dead owners left in nobody's hand.
+        """
         cdef char message[200]
-        cdef const char *broken = nl_verify(<nl_table *>self.table, message, sizeof(message))
+        cdef uint32_t orphans
+        self.be_ready()
+        cdef const char *broken = nl_verify(<nl_table *>self.table, &orphans, message, sizeof(message))
         if broken != NULL:
             raise AssertionError((<bytes>broken).decode())
+        return orphans
 
 
 cdef frozenset UNSIGNED = frozenset("QLN")
@@ -804,20 +952,24 @@ cdef int settle(Limiter limiter, nl_fingerprint fp, int outcome, object key, uin
                 nl_view *view) except -1:
     """What is left to do after a check: wait where it would have waited, count, tell."""
     cdef nl_table *t = <nl_table *>limiter.table
-    cdef nl_counters *c = &t.head.counters
     cdef int displaced
+    cdef bint stalled = False
     if outcome & NL_WOULD_WAIT:
         displaced = outcome & NL_DISPLACED  # it may have made room already
         with nogil:
-            outcome = nl_check(t, fp, now_ns, units, True, view)
+            outcome = nl_check(t, fp, now_ns, units, NL_WAITING, view)
         outcome |= displaced
-    NL_TALLY(c, NL_COUNT_ALLOWED if outcome & NL_ALLOWED else NL_COUNT_DENIED, 1)
+        if outcome & NL_WOULD_WAIT:
+            stalled = True
+            displaced = outcome & NL_DISPLACED
+            outcome = nl_untracked(limiter.stall_allows, nl_load32(&t.head.limit), units, now_ns, view) | displaced
+    NL_TALLY(t, NL_COUNT_ALLOWED if outcome & NL_ALLOWED else NL_COUNT_DENIED, 1)
     if outcome & NL_UNTRACKED:
-        NL_TALLY(c, NL_COUNT_OVERFLOWED, 1)
+        NL_TALLY(t, NL_COUNT_STALLED if stalled else NL_COUNT_OVERFLOWED, 1)
     if outcome & NL_DISPLACED:
-        NL_TALLY(c, NL_COUNT_EVICTED, 1)
+        NL_TALLY(t, NL_COUNT_EVICTED, 1)
     if flags_of(t) & NL_FLAG_EVENTS:
-        limiter.tell(outcome, units, key)
+        limiter.tell(outcome & ~NL_UNTRACKED if stalled else outcome, units, key)
     return outcome
 
 
@@ -839,18 +991,18 @@ cdef PyObject *short_allow(PyObject *self, PyObject **args, Py_ssize_t n, PyObje
     cdef int outcome
     if n != 1 or names != NULL or flags_of(t):
         return long_allow(self, args, n, names)
-    now_ns = nl_clock_ns()  # first: the processor hashes while it waits for the clock, but not the other way round
+    now_ns = nl_clock_ns(t.clock)  # first: the processor hashes while it waits for the clock, but not the other way round
     if is_str(args[0]):  # without touching its reference count, which threads may fight over
         fp = hash_of_str(t, args[0])
     else:
         fingerprint_of_other(t, <object>args[0], &fp)
-    outcome = nl_check(t, fp, now_ns, 1, False, NULL)
+    outcome = nl_check(t, fp, now_ns, 1, NL_QUICKLY, NULL)
     if outcome == NL_DENIED:
-        NL_TALLY(&t.head.counters, NL_COUNT_DENIED, 1)
+        NL_TALLY(t, NL_COUNT_DENIED, 1)
         return new_bool(False)
     if outcome != NL_ALLOWED:
         return new_bool(settle(<Limiter>self, fp, outcome, <object>args[0], 1, now_ns, NULL) & NL_ALLOWED)
-    NL_TALLY(&t.head.counters, NL_COUNT_ALLOWED, 1)
+    NL_TALLY(t, NL_COUNT_ALLOWED, 1)
     return new_bool(True)
 
 
@@ -862,14 +1014,14 @@ cdef PyObject *short_check(PyObject *self, PyObject **args, Py_ssize_t n, PyObje
     cdef nl_view view
     if n != 1 or names != NULL or flags_of(t):
         return long_check(self, args, n, names)
-    now_ns = nl_clock_ns()
+    now_ns = nl_clock_ns(t.clock)
     if is_str(args[0]):  # without touching its reference count, which threads may fight over
         fp = hash_of_str(t, args[0])
     else:
         fingerprint_of_other(t, <object>args[0], &fp)
-    outcome = nl_check(t, fp, now_ns, 1, False, &view)
+    outcome = nl_check(t, fp, now_ns, 1, NL_QUICKLY, &view)
     if outcome <= NL_ALLOWED:
-        NL_TALLY(&t.head.counters, NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
+        NL_TALLY(t, NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
     else:
         outcome = settle(<Limiter>self, fp, outcome, <object>args[0], 1, now_ns, &view)
     return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
@@ -888,8 +1040,8 @@ put_in_front("allow", short_allow, &long_allow)
 put_in_front("check", short_check, &long_check)
 
 
-cdef void check_all(nl_table *t, const nl_fingerprint *fps, const char *words, Py_ssize_t stride, bint unsigned_, Py_ssize_t n,
-                    uint64_t now_ns, uint32_t units, unsigned char *outcomes) noexcept nogil:
+cdef void check_all(nl_table *t, bint stalled_allows, const nl_fingerprint *fps, const char *words, Py_ssize_t stride, bint unsigned_,
+                    Py_ssize_t n, uint64_t now_ns, uint32_t units, unsigned char *outcomes) noexcept nogil:
     """A batch, group by group: of fingerprints, or (fps NULL) of 64-bit integers."""
     cdef nl_fingerprint group[64]
     cdef nl_tally tally
@@ -897,7 +1049,7 @@ cdef void check_all(nl_table *t, const nl_fingerprint *fps, const char *words, P
     cdef int kind
     cdef Py_ssize_t done = 0
     cdef uint32_t i, size
-    tally.allowed = tally.denied = tally.untracked = tally.displaced = 0
+    tally.allowed = tally.denied = tally.untracked = tally.displaced = tally.stalled = 0
     while done < n:
         size = NL_GROUP if n - done > NL_GROUP else <uint32_t>(n - done)
         if fps == NULL:
@@ -905,9 +1057,9 @@ cdef void check_all(nl_table *t, const nl_fingerprint *fps, const char *words, P
                 memcpy(&word, words + (done + i) * stride, 8)
                 kind = NL_KEY_INT if unsigned_ or word >= 0 else NL_KEY_INT_NEGATIVE
                 group[i] = nl_hash_word(&t.seeds[kind], <uint64_t>word)
-            nl_check_group(t, group, size, now_ns, units, outcomes + done, &tally)
+            nl_check_group(t, group, size, now_ns, units, stalled_allows, outcomes + done, &tally)
         else:
-            nl_check_group(t, fps + done, size, now_ns, units, outcomes + done, &tally)
+            nl_check_group(t, fps + done, size, now_ns, units, stalled_allows, outcomes + done, &tally)
         done += size
     nl_tally_count(&t.head.counters, nl_my_stripe(), &tally)
 
@@ -926,13 +1078,16 @@ cdef int allow_fingerprint(Limiter limiter, nl_fingerprint fp, long long cost, c
     cdef nl_outcome outcome
     if flags & NL_FLAG_CLOSED:
         return -2
-    if flags & NL_FLAG_CLOCK:
+    if flags & NL_FLAG_CLOCK or (flags & NL_FLAG_CHILD and nl_shared_register(t) != 0):
         return -3
-    if cost < 0 or cost > t.rule.limit:
+    if cost < 0 or cost > nl_load32(&t.head.limit):
         return -1
     if cost == 0:
         return 1
-    outcome = nl_check(t, fp, nl_clock_ns(), <uint32_t>cost, True, NULL)
+    outcome = nl_check(t, fp, nl_clock_ns(t.clock), <uint32_t>cost, NL_WAITING, NULL)
+    if outcome & NL_WOULD_WAIT:
+        nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_STALLED, 1)
+        outcome = (outcome & NL_DISPLACED) | (NL_ALLOWED if limiter.stall_allows else NL_DENIED)
     nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_ALLOWED if outcome & NL_ALLOWED else NL_COUNT_DENIED, 1)
     if outcome & NL_UNTRACKED:
         nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_OVERFLOWED, 1)
@@ -958,6 +1113,170 @@ cdef int allow_int(Limiter limiter, long long key, long long cost) noexcept nogi
     return allow_fingerprint(limiter, nl_hash_word(&t.seeds[kind], <uint64_t>key), cost, NULL, 0, key)
 
 
+# --- shared tables: the files' insides ---------------------------------------------------------------------------------
+
+SHARED = bool(NL_HAS_SHARED)
+LAYOUT_VERSION = NL_LAYOUT_VERSION
+HEADER_BYTES = sizeof(nl_header)
+
+
+cdef int open_shared(nl_table *t, int fd, path, uint32_t on_full, uint64_t stall_ns, bint read_only) except -1:
+    cdef bytes name = os.fsencode(path) if path is not None else None
+    cdef const char *text = NULL
+    if name is not None:
+        text = PyBytes_AS_STRING(name)
+    cdef const char *wrong
+    with nogil:
+        wrong = nl_shared_open(t, fd, text, on_full, stall_ns, read_only)
+    if wrong != NULL:
+        more = f": {os.strerror(errno)}" if errno else ""
+        raise SharedTableError(f"shared table {path if path is not None else '(anonymous)'}: {(<bytes>wrong).decode()}{more}")
+    return 0
+
+
+cdef nl_config config_of(limit, window_ns, max_keys, typical) except *:
+    cdef nl_config config
+    if not 1 <= max_keys <= NL_SHARED_KEYS_MOST:
+        raise ValueError(f"max_keys must be from 1 to 2**30 for a shared table, got {max_keys}")
+    if not 1 <= typical <= limit:
+        raise ValueError(f"typical must be from 1 to the limit of {limit}, got {typical}")
+    config.limit = limit
+    config.window_ns = window_ns
+    config.max_keys = max_keys
+    config.on_full = 0
+    config.secret[0] = config.secret[1] = 0
+    config.typical = typical
+    return config
+
+
+def table_bytes(*, limit, window_ns, max_keys, typical):
+    """How many bytes the file of such a table has."""
+    cdef nl_config config = config_of(limit, window_ns, max_keys, typical)
+    return nl_shared_bytes(&config)
+
+
+def same_layout(limit, other_limit, window_ns):
+    """May a table that was laid out for one limit be given the other?"""
+    return bool(nl_shared_same_layout(limit, other_limit, window_ns))
+
+
+def format_table(int fd, *, limit, window_ns, max_keys, typical, own_clock, bytes boot_id not None, pid_namespace, time_namespace):
+    """Makes a table of a file that has exactly its size, and zeros in it. The header is READY last."""
+    cdef nl_config config = config_of(limit, window_ns, max_keys, typical)
+    cdef nl_origin origin
+    cdef bytes secret = os.urandom(16)
+    cdef uint64_t size = nl_shared_bytes(&config)
+    if len(boot_id) != 16:
+        raise ValueError(f"boot_id must have 16 bytes, got {len(boot_id)}")
+    if os.fstat(fd).st_size != size:
+        raise ValueError(f"the file must have {size} bytes, got {os.fstat(fd).st_size}")
+    memcpy(config.secret, PyBytes_AS_STRING(secret), 16)
+    memset(&origin, 0, sizeof(origin))
+    memcpy(origin.boot_id, PyBytes_AS_STRING(boot_id), 16)
+    origin.pid_namespace = pid_namespace
+    origin.time_namespace = time_namespace
+    origin.created_ns = time.time_ns()
+    origin.own_clock = bool(own_clock)
+    from mmap import mmap  # here, where it is needed
+
+    with mmap(fd, size) as mapping:
+        format_into(mapping, &config, &origin)
+
+
+cdef int format_into(object mapping, const nl_config *config, const nl_origin *origin) except -1:
+    cdef unsigned char[::1] view = mapping
+    with nogil:
+        nl_shared_format(&view[0], config, origin)
+    return 0
+
+
+def read_header(int fd):
+    """What a file's header says, unchecked."""
+    cdef nl_header header
+    cdef bytes data = os.pread(fd, sizeof(nl_header), 0)
+    if len(data) < HEADER_BYTES:
+        raise ValueError(f"the file must begin with a header of {HEADER_BYTES} bytes, got {len(data)}")
+    memcpy(&header, PyBytes_AS_STRING(data), sizeof(header))
+    limit = header.layout_limit
+    intact = nl_header_digest(&header) == header.digest
+    if intact:
+        limit = limit_in_force(fd, header.layout_limit, header.window_ns, header.max_keys, header.typical)
+    return {
+        "magic": data[:8], "version": header.version, "byte_order": header.byte_order, "word_bytes": header.word_bytes,
+        "page_bytes": header.page_bytes, "header_bytes": header.header_bytes, "file_bytes": header.file_bytes, "intact": intact,
+        "state": header.state, "boot_id": <bytes>header.origin.boot_id[:16], "pid_namespace": header.origin.pid_namespace,
+        "time_namespace": header.origin.time_namespace, "window_ns": header.window_ns, "limit": limit,
+        "layout_limit": header.layout_limit, "max_keys": header.max_keys, "typical": header.typical,
+        "own_clock": bool(header.origin.own_clock), "created_ns": header.origin.created_ns,
+    }
+
+
+cdef object limit_in_force(int fd, layout_limit, window_ns, max_keys, typical):
+    """The word of the head, if the file is long enough to have one."""
+    cdef nl_config config
+    try:
+        config = config_of(layout_limit, window_ns, max_keys, typical)
+    except ValueError:
+        return layout_limit
+    cdef uint64_t offset = head_offset(&config) + HEAD_LIMIT
+    data = os.pread(fd, 4, offset)
+    return int.from_bytes(data, sys.byteorder) if len(data) == 4 else layout_limit
+
+
+cdef extern from *:
+    """
+    static uint64_t nl_head_offset(const nl_config *config) {
+        nl_layout l = nl_layout_of(config);
+        return l.sizes[NL_REGION_HEADER] + l.sizes[NL_REGION_MEMBERS];
+    }
+    #define NL_HEAD_LIMIT offsetof(nl_head, limit)
+    #define NL_HEADER_STATE offsetof(nl_header, state)
+    """
+    uint64_t head_offset "nl_head_offset" (const nl_config *) noexcept
+    uint64_t HEAD_LIMIT "NL_HEAD_LIMIT"
+    uint64_t HEADER_STATE "NL_HEADER_STATE"
+
+
+def mark_replaced(int fd):
+    """Says in a header that another file has taken this one's place. Who has it mapped goes on with it."""
+    os.pwrite(fd, int(NL_STATE_REPLACED).to_bytes(4, sys.byteorder), HEADER_STATE)
+
+
+def inspect_table(int fd):
+    """What a table holds and who is at it: read_header's items and more. Reads only; walks the slots."""
+    cdef nl_table *t = <nl_table *>calloc(1, sizeof(nl_table))
+    cdef uint64_t live, word
+    cdef uint32_t place
+    if t == NULL:
+        raise MemoryError()
+    try:
+        try:
+            open_shared(t, fd, None, 0, 0, True)
+        except SharedTableError as error:
+            raise ValueError(str(error).partition(": ")[2]) from None
+        try:
+            with nogil:
+                live = nl_walk_count(t, nl_clock_ns(t.clock))
+            processes = []
+            for place in range(1, NL_MEMBERS - 1):
+                word = nl_load64(&t.us.members[place].word)
+                if not word:
+                    break
+                if word & NL_MEMBER_STATE == NL_MEMBER_ALIVE:
+                    processes.append((place, t.us.members[place].pid, bool(nl_place_is_locked(fd, t.memory.bytes, place))))
+            return {
+                **read_header(fd),
+                "allowed": nl_table_count(t, NL_COUNT_ALLOWED), "denied": nl_table_count(t, NL_COUNT_DENIED),
+                "evicted": nl_table_count(t, NL_COUNT_EVICTED), "overflowed": nl_table_count(t, NL_COUNT_OVERFLOWED),
+                "stalled": nl_table_count(t, NL_COUNT_STALLED), "keys": nl_table_keys(t), "live_keys": live,
+                "log_bytes": nl_table_log_bytes(t), "log_capacity_bytes": t.chunks.chunks.bytes, "processes": processes,
+            }
+        finally:
+            nl_shared_close(t)
+    finally:
+        free(t)
+
+
 # --- for benchmarks and tests -------------------------------------------------------------------------------------------
 
 @cython.final
@@ -968,7 +1287,7 @@ cdef class Control:
         return True
 
     def clock(self, key):
-        return nl_clock_ns() != 0
+        return nl_clock_ns(NL_CLOCK_PRIVATE) != 0
 
 
 def _siphash128(bytes key16 not None, bytes data not None):
@@ -983,6 +1302,52 @@ def _siphash128(bytes key16 not None, bytes data not None):
     seed = nl_hash_seed_of(k[0], k[1])
     fp = nl_hash_raw(&seed, PyBytes_AS_STRING(data), len(data))
     return int(fp.lo).to_bytes(8, "little") + int(fp.hi).to_bytes(8, "little")
+
+
+cdef extern from *:
+    """
+    #ifdef NL_KILL_POINTS
+    static int arm_point(const char *name, uint32_t passings, int signal) {
+        for (int i = 0; i < NL_POINT_COUNT; i++)
+            if (!strcmp(nl_point_names[i], name)) {
+                nl_armed.at = -1;
+                nl_armed.passings = passings;
+                nl_armed.signal = signal;
+                nl_armed.at = i;
+                return 0;
+            }
+        return -1;
+    }
+    static const char *point_name(int i) { return i < NL_POINT_COUNT ? nl_point_names[i] : NULL; }
+    #else
+    static int arm_point(const char *name, uint32_t passings, int signal) { (void)name; (void)passings; (void)signal; return -1; }
+    static const char *point_name(int i) { (void)i; return NULL; }
+    #endif
+    """
+    int arm_point(const char *, uint32_t, int) noexcept
+    const char *point_name(int) noexcept
+
+
+def _kill_points():
+    """The labels of the core's points, in a build that has them (NANOLIMIT_KILL_POINTS=1); else an empty list."""
+    names = []
+    while point_name(<int>len(names)) != NULL:
+        names.append((<bytes>point_name(<int>len(names))).decode())
+    return names
+
+
+def _signal_at(str name not None, passings, signal):
+    """Has this process sent the signal at its n-th passing of that point."""
+    if arm_point(name.encode(), passings, signal) != 0:
+        raise ValueError(f"no such point in this build: {name!r}")
+
+
+def _kill_at(str name not None, passings=1):
+    _signal_at(name, passings, 9)
+
+
+def _stop_at(str name not None, passings=1):
+    _signal_at(name, passings, 19)
 
 
 def _defer_refcount(obj):

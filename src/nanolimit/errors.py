@@ -1,10 +1,12 @@
 """The exceptions that tell of the state of the world.
 
 A bad argument is a ValueError or a TypeError as everywhere in Python. What stands here is the
-rest: a limiter that was closed, a limit that somebody asked to be raised as an exception.
+rest: a limiter that was closed, a shared table that can't be used, a limit that somebody asked to
+be raised as an exception.
 
 This module is a leaf. It imports nothing of the package, because both sides stand on it: the face
-above, and `nanolimit._core` below, which raises `LimiterClosedError` and may not import the face.
+above, and `nanolimit._core` below, which raises `LimiterClosedError` and `SharedTableError` and may
+not import the face.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nanolimit._core import Decision
 
-__all__ = ["LimiterClosedError", "NanolimitError", "RateLimitExceeded"]
+__all__ = ["LimiterClosedError", "NanolimitError", "RateLimitExceeded", "SharedTableError"]
 
 
 class NanolimitError(Exception):
@@ -29,6 +31,16 @@ class LimiterClosedError(NanolimitError):
     """A limiter was used after `RateLimiter.close`.
 
     Its `name`, `quota`, `closed` and `repr` go on working; closing it again is no error.
+    """
+
+
+class SharedTableError(NanolimitError):
+    """The table that processes share can't be used, or not as it was asked for.
+
+    The message names the file, what is wrong with it and what was expected, and the command or the
+    argument that mends it. `RateLimiter` raises it when it is made; its methods raise it only where
+    a process can't join the table after a fork (there are too many, or it has no right to the
+    file), and `clear`, `evict`, `reset` and ``len`` where a stopped process holds a part of it.
     """
 
 

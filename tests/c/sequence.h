@@ -135,7 +135,8 @@ static void sequence_edge(sequence *s) {
 
 static void sequence_verify(sequence *s) {
     char message[200];
-    const char *broken = nl_verify(&s->table, message, sizeof message);
+    uint32_t orphans;
+    const char *broken = nl_verify(&s->table, &orphans, message, sizeof message);
     if (broken) sequence_fail(s, broken, 0, 1);
     SEQUENCE_SAME(s, "occupied slots", s->model.present, nl_table_keys(&s->table));
     SEQUENCE_SAME(s, "live keys", model_live_keys(&s->model, s->now_ns), nl_walk_count(&s->table, s->now_ns));
@@ -247,20 +248,20 @@ static void sequence_walk(sequence *s, bool live_too) {
         model_forget(&s->model, k);
         gone++;
     }
-    SEQUENCE_SAME(s, "keys walked away", gone, nl_walk_evict(&s->table, s->now_ns, live_too));
+    SEQUENCE_SAME(s, "keys walked away", gone, nl_walk_evict(&s->table, s->now_ns, live_too, &(bool){false}));
 }
 
 static void sequence_batch(sequence *s) { /* of keys that are there: a newcomer in the middle may cost another its slot */
     nl_fingerprint fps[NL_GROUP];
     uint32_t ks[NL_GROUP], n = 0, allowed = 0, refusals = refusal.refused;
     unsigned char outcomes[NL_GROUP];
-    nl_tally tally = {0, 0, 0, 0};
+    nl_tally tally = {0, 0, 0, 0, 0};
     for (uint32_t i = 0, wanted = sequence_byte(s) % (NL_GROUP + 1); i < wanted; i++) {
         ks[n] = sequence_pick_key(s);
         fps[n] = s->fps[ks[n]];
         n += s->model.keys[ks[n]].present;
     }
-    nl_check_group(&s->table, fps, n, s->now_ns, 1, outcomes, &tally);
+    nl_check_group(&s->table, fps, n, s->now_ns, 1, false, outcomes, &tally);
     for (uint32_t i = 0; i < n; i++) {
         s->key = ks[i];
         if (outcomes[i] & NL_UNTRACKED) {

@@ -37,13 +37,14 @@ static nl_fingerprint key_of(uint64_t k) {
 }
 
 static void open_table(nl_table *t, uint32_t limit, uint64_t window_ns, uint32_t max_keys, uint32_t on_full) {
-    nl_config config = {limit, window_ns, max_keys, on_full, {1, 2}};
+    nl_config config = {limit, window_ns, max_keys, on_full, {1, 2}, 0};
     CREW_REQUIRE(nl_table_open(t, &config), "no table");
 }
 
 static void verify(nl_table *t) {
     char message[200];
-    const char *broken = nl_verify(t, message, sizeof message);
+    uint32_t orphans;
+    const char *broken = nl_verify(t, &orphans, message, sizeof message);
     CREW_REQUIRE(!broken, "%s", broken);
 }
 
@@ -80,7 +81,7 @@ static void disturb(nl_table *t, uint64_t *state, uint64_t now_ns, nl_fingerprin
         break;
     case 6:
         if (random >> 40 & 15) nl_check(t, key_of(k), now_ns - 2 * WINDOW_NS, 1, true, NULL);
-        else nl_walk_evict(t, now_ns, false);
+        else nl_walk_evict(t, now_ns, false, &(bool){false});
         break;
     case 7:
         CREW_REQUIRE(nl_walk_count(t, now_ns) <= 1, "only the hot key is live");
@@ -235,7 +236,7 @@ static void storm_work(void *shared, uint32_t self) {
         nl_view view;
         switch (random >> 56) {
         case 0: nl_add64(&s->now, random >> 40 & 7 ? 1000 : WINDOW_NS); break;
-        case 1: if (s->clears) nl_walk_evict(&s->table, now, random >> 40 & 1); break;
+        case 1: if (s->clears) nl_walk_evict(&s->table, now, random >> 40 & 1, &(bool){false}); break;
         case 2: nl_walk_count(&s->table, now), nl_table_bytes(&s->table), nl_table_keys(&s->table); break;
         case 3: case 4: case 5: case 6: case 7: nl_reset(&s->table, fp, now, true); break;
         case 8: case 9: case 10: case 11:
@@ -260,7 +261,7 @@ static void open_storm(storm *s, uint32_t limit, uint32_t keys, uint32_t max_key
 
 static void close_storm(storm *s) {
     verify(&s->table);
-    nl_walk_evict(&s->table, s->now, true);
+    nl_walk_evict(&s->table, s->now, true, &(bool){false});
     CREW_REQUIRE(nl_table_keys(&s->table) == 0, "%u slots are left", nl_table_keys(&s->table));
     verify(&s->table);
     nl_table_close(&s->table);
@@ -318,7 +319,7 @@ static void use_in_child(storm *s) {
         CREW_REQUIRE(!(nl_check(&s->table, key_of(k), s->now, 1, true, NULL) & NL_ALLOWED), "one too many after %u", fitting);
     }
     for (uint64_t k = 0; k < s->keys; k++) nl_reset(&s->table, key_of(k), s->now, true); /* every slot and every lock */
-    nl_walk_evict(&s->table, s->now, true);
+    nl_walk_evict(&s->table, s->now, true, &(bool){false});
     verify(&s->table);
     CREW_REQUIRE(nl_table_keys(&s->table) == 0, "%u slots are left", nl_table_keys(&s->table));
 }

@@ -135,6 +135,12 @@ static void on_cas(void *address, uint64_t before) {
     c->published = false;
 }
 
+static void accept(call *c, uint32_t location, uint32_t at) {
+    if (!model_fits(&versions[c->key][newest[c->key]].log, c->now, c->cost)) weak_fail("one too many was allowed");
+    model_accept(&version_new(c->key, location, at)->log, c->now, c->cost);
+    c->accepted = newest[c->key] + 1;
+}
+
 static void on_store(void *address, uint64_t value, uint32_t location, uint32_t at) {
     call *c = current[weak.current];
     if (!is_meta(address)) return;
@@ -145,14 +151,18 @@ static void on_store(void *address, uint64_t value, uint32_t location, uint32_t 
     }
     if (nl_meta_owner(value)) {
         if ((value & ~(uint64_t)NL_OWNER_MASK) == c->owned) return; /* the cas that takes the slot */
-        c->published = true;
-        model_purge(&version_new(c->key, location, at)->log, c->now);
+        const model *log = &versions[c->key][newest[c->key]].log;
+        if (nl_meta_count(table.rule.shape, value) > log->n - model_expired(log, c->now)) { /* it moved to another ring, stamps and all */
+            accept(c, location, at);
+            c->owned = value & ~(uint64_t)NL_OWNER_MASK;
+        } else {
+            c->published = true;
+            model_purge(&version_new(c->key, location, at)->log, c->now);
+        }
     } else if (value == c->owned && !c->published) {
-        c->same = newest[c->key] + 1;
+        c->same = c->accepted ? 0 : newest[c->key] + 1;
     } else {
-        if (!model_fits(&versions[c->key][newest[c->key]].log, c->now, c->cost)) weak_fail("one too many was allowed");
-        model_accept(&version_new(c->key, location, at)->log, c->now, c->cost);
-        c->accepted = newest[c->key] + 1;
+        accept(c, location, at);
     }
 }
 
@@ -260,7 +270,8 @@ static void close_table(void) {
         nl_after_fork_in_child();
         for (uint32_t key = 0; key < KEYS; key++) newest[key] = version_in(&cut, key);
     }
-    const char *broken = nl_verify(&table, message, sizeof message);
+    uint32_t orphans;
+    const char *broken = nl_verify(&table, &orphans, message, sizeof message);
     if (broken) weak_fail(broken);
     uint64_t now = clock_ticks;
     for (uint32_t i = 0; i < 4; i++) {
@@ -268,7 +279,7 @@ static void close_table(void) {
             if (newest[key] || versions[key][0].log.n || i) plainly(key, now, 1 + weak_below(limit > 4 ? limit / 3 : 1));
         now += weak_below((uint32_t)window);
     }
-    broken = nl_verify(&table, message, sizeof message);
+    broken = nl_verify(&table, &orphans, message, sizeof message);
     if (broken) weak_fail(broken);
     nl_table_close(&table);
 }

@@ -161,8 +161,8 @@ MUTANTS = [
     Mutant(
         "kinds-of-keys-mixed",
         CORE + "table.h",
-        "nl_hash_derive(config->secret, (uint64_t)kind)",
-        "nl_hash_derive(config->secret, 0)",
+        "nl_hash_derive(head->secret, (uint64_t)kind)",
+        "nl_hash_derive(head->secret, 0)",
         '"1" and b"1" become one user',
         "tests/unit/test_keys.py::test_different_keys_are_different_users",
     ),
@@ -244,7 +244,7 @@ MUTANTS = [
     Mutant(
         "free-slot-not-zeroed",
         CORE + "table.h",
-        "    for (int i = 0; i < 6; i++) nl_store32(&slot->ring[i], 0);\n",
+        "    for (int i = 0; i < stamps; i++) nl_store32(&slot->ring[i], 0);\n",
         "",
         "free slots are zeros, as dropped pages are",
         weak("reused_slot"),
@@ -252,8 +252,8 @@ MUTANTS = [
     Mutant(
         "chunks-leak",
         CORE + "log.h",
-        "if (left) nl_chunk_give(chunks, left);",
-        "(void)left;",
+        "    if (selector) nl_chunk_give(us, chunks, left); /* still owned",
+        "    (void)left; /* still owned",
         "a log that grows leaves its chunk behind",
         weak("growth"),
     ),
@@ -297,7 +297,7 @@ MUTANTS = [
     Mutant(
         "commit-before-the-stamps",
         CORE + "log.h",
-        "    nl_ring_put(log.ring, head, log.used, stamp, cost);\n"
+        "    nl_ring_put(log.ring, head, log.used, stamp, cost);\n    NL_POINT(accept_stamped);\n"
         "    nl_slot_commit(slot, nl_meta_of(rule->shape, selector, head, stamps, epoch));",
         "    nl_slot_commit(slot, nl_meta_of(rule->shape, selector, head, stamps, epoch));\n"
         "    nl_ring_put(log.ring, head, log.used, stamp, cost);",
@@ -315,8 +315,8 @@ MUTANTS = [
     Mutant(
         "slot-taken-without-cas",
         CORE + "slot.h",
-        "return nl_cas64(&slot->meta, seen, *meta | nl_me());",
-        "nl_store64(&slot->meta, *meta | nl_me()); return true;",
+        "return nl_cas64(&slot->meta, seen, *meta | nl_me(us));",
+        "nl_store64(&slot->meta, *meta | nl_me(us)); return true;",
         "two own one slot",
         weak("hot_key"),
     ),
@@ -331,8 +331,8 @@ MUTANTS = [
     Mutant(
         "publish-without-fence",
         CORE + "slot.h",
-        "nl_store64(&slot->meta, meta | nl_me());\n    nl_fence_release();",
-        "nl_store64(&slot->meta, meta | nl_me());",
+        "nl_store64_release(&slot->meta, meta | nl_me(us));\n    nl_fence_release();",
+        "nl_store64_release(&slot->meta, meta | nl_me(us));",
         "overwritten stamps are seen before the purge",
         weak("hot_key"),
     ),

@@ -21,7 +21,7 @@ STANDARD = {
     "stdint.h", "stdio.h", "stdlib.h", "string.h", "time.h",
 }  # fmt: skip
 # What a platform brings may be included here and nowhere else.
-PLATFORM_CORNERS = {"atomic.h", "clock.h", "lock.h", "memory.h", "shared.h"}
+PLATFORM_CORNERS = {"atomic.h", "clock.h", "lock.h", "memory.h", "point.h", "shared.h"}
 # Vector instructions are a processor's, not a platform's; there is a way in plain C beside them.
 PROCESSOR_CORNERS = {"tags.h": {"emmintrin.h", "arm_neon.h"}}
 

@@ -11,7 +11,7 @@
 enum { NL_GROUP = 32 };
 
 typedef struct {
-    uint64_t allowed, denied, untracked, displaced;
+    uint64_t allowed, denied, untracked, displaced, stalled;
 } nl_tally;
 
 NL_ALWAYS_INLINE void nl_tally_add(nl_tally *tally, nl_outcome outcome) {
@@ -26,15 +26,21 @@ static inline void nl_tally_count(nl_counters *counters, uint32_t stripe, const 
     if (tally->denied) nl_count(counters, stripe, NL_COUNT_DENIED, tally->denied);
     if (tally->untracked) nl_count(counters, stripe, NL_COUNT_OVERFLOWED, tally->untracked);
     if (tally->displaced) nl_count(counters, stripe, NL_COUNT_EVICTED, tally->displaced);
+    if (tally->stalled) nl_count(counters, stripe, NL_COUNT_STALLED, tally->stalled);
 }
 
-/* n <= NL_GROUP; outcomes[i] is an nl_outcome. Waits where it must: call it without the GIL. */
+/* n <= NL_GROUP; outcomes[i] is an nl_outcome; NL_WOULD_WAIT in it: it stalled, and was answered so. Waits where it must: call it
+ * without the GIL. */
 static inline void nl_check_group(nl_table *t, const nl_fingerprint *fps, uint32_t n, uint64_t now_ns, uint32_t cost,
-                                  unsigned char *outcomes, nl_tally *tally) {
+                                  bool stalled_allows, unsigned char *outcomes, nl_tally *tally) {
     for (uint32_t i = 0; i < n; i++) nl_prefetch_bucket(t, fps[i]);
     for (uint32_t i = 0; i < n; i++) nl_prefetch_slot(t, fps[i]);
     for (uint32_t i = 0; i < n; i++) {
-        nl_outcome outcome = nl_check(t, fps[i], now_ns, cost, true, NULL);
+        nl_outcome outcome = nl_check(t, fps[i], now_ns, cost, NL_WAITING, NULL);
+        if (NL_UNLIKELY(outcome & NL_WOULD_WAIT)) {
+            outcome = (nl_outcome)(outcome | (stalled_allows ? NL_ALLOWED : NL_DENIED));
+            tally->stalled++;
+        }
         outcomes[i] = (unsigned char)outcome;
         nl_tally_add(tally, outcome);
     }

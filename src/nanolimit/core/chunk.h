@@ -2,18 +2,25 @@
  *
  * A chunk holds 8, 16, 32 ... 2,048 stamps: class 0 .. 8. Chunks of one class fill spans of 16 KiB; a span is taken by a class
  * when that class has no free chunk, and is nobody's again when its last chunk is freed. What is said of a span (class,
- * free chunks) stands outside it, so a span's pages can go back to the system. Taking and freeing are a few steps under one
- * lock, whatever the number of chunks.
+ * free chunks) stands outside it, so a span's pages can go back to the system. Sets of spans (bits.h) say which is nobody's, and
+ * which of a class has a free chunk; they only repeat what the spans say.
  *
  * A reference is class : 4 | index : 28, the index counting chunks of that class from the region's start. 0 is no reference:
  * the first span is never used.
+ *
+ * A chunk is free, or one of the two reference fields of one slot refers to it (slot.h); fields that are not selected change under
+ * the chunks' lock only. Taking marks the chunk and writes the field, giving does it the other way round, and `intent` says
+ * meanwhile which chunk and which field. Who inherits the lock ends what was begun: with the chunk free and the field 0. A chunk
+ * whose slot's owner died later, before its log was there or after it had moved on, stays in its field, and is given back when
+ * that log next moves or goes.
  */
 #ifndef NL_CHUNK_H
 #define NL_CHUNK_H
 
-#include "lock.h"
+#include "bits.h"
 #include "memory.h"
 #include "ring.h"
+#include "slot.h"
 
 enum {
     NL_CHUNK_CLASSES = 9,
@@ -21,34 +28,52 @@ enum {
     NL_CHUNK_UNIT_SHIFT = 5,               /* ... in 2^5 bytes */
     NL_SPAN_SHIFT = 14,                    /* a span is 2^14 bytes */
     NL_SPAN_UNITS = 1 << (NL_SPAN_SHIFT - NL_CHUNK_UNIT_SHIFT),
+    NL_SPAN_WORDS = NL_SPAN_UNITS / 64,
     NL_CHUNK_INDEX_BITS = 28,
-    NL_SPAN_LISTS = NL_CHUNK_CLASSES + 2,  /* one a class: spans with a free chunk; then the two below */
-    NL_SPANS_EMPTY = NL_CHUNK_CLASSES,     /* nobody's, their pages still ours */
-    NL_SPANS_DROPPED = NL_CHUNK_CLASSES + 1,
+    NL_SPAN_SETS = NL_CHUNK_CLASSES + 2,   /* one a class: spans with some free chunks; then the two below */
+    NL_SPANS_EMPTY = NL_CHUNK_CLASSES,     /* nobody's */
+    NL_SPANS_DROPPED = NL_CHUNK_CLASSES + 1, /* of them, those whose pages were handed back: taken last */
 };
 
 typedef struct {
-    uint32_t next, previous;            /* spans in the same list; 0 ends it */
-    uint16_t free_chunks;
-    uint16_t class_;
-    uint32_t listed;                    /* 0, or 1 + the list that it stands in */
-    uint64_t free_bits[NL_SPAN_UNITS / 64];
+    uint64_t class_;                    /* 1 + the class whose chunks it holds; 0: nobody's */
+    uint64_t free_bits[NL_SPAN_WORDS];
 } nl_span;
 
 typedef struct {
     nl_lock lock;
     uint32_t used;                      /* spans 1 .. used have been taken from the region; later ones are untouched */
-    uint32_t dropped;                   /* of them, in the list of dropped ones */
-    uint32_t first[NL_SPAN_LISTS];
+    uint32_t dropped;                   /* of them, in the set of dropped ones */
+    uint32_t busy;                      /* of them, some class's; may be off by one for each death under the lock */
+    uint64_t intent;                    /* slot : 31 | field : 1 | reference : 32, or 0 */
 } nl_chunk_state;
 
 typedef struct {                        /* where this process finds them */
     nl_chunk_state *state;
     nl_region spans;                    /* nl_span each */
+    nl_region sets_region;
     nl_region chunks;
+    nl_slot *slots;                     /* whose fields refer to chunks */
+    uint32_t slots_most;
+    nl_bits sets[NL_SPAN_SETS];
 } nl_chunks;
 
-enum { NL_CHUNK_NONE = 0, NL_CHUNK_UNCOMMITTED = (int)0xffffffff }; /* what taking may say in place of a reference */
+/* What taking may say in place of a reference. */
+#define NL_CHUNK_NONE 0u
+#define NL_CHUNK_UNCOMMITTED 0xffffffffu
+#define NL_CHUNK_BUSY 0xfffffffeu
+
+static inline uint64_t nl_chunk_set_bytes(uint64_t chunk_bytes) {
+    return chunk_bytes ? NL_SPAN_SETS * 8 * nl_bits_words(chunk_bytes >> NL_SPAN_SHIFT) : 0;
+}
+
+static inline void nl_chunks_lay_out(nl_chunks *chunks, nl_slot *slots, uint32_t slots_most) {
+    uint64_t spans = chunks->chunks.bytes >> NL_SPAN_SHIFT;
+    chunks->slots = slots;
+    chunks->slots_most = slots_most;
+    for (uint64_t set = 0; spans && set < NL_SPAN_SETS; set++)
+        nl_bits_lay_out(&chunks->sets[set], (uint64_t *)(void *)chunks->sets_region.base + set * nl_bits_words(spans), spans);
+}
 
 NL_ALWAYS_INLINE uint32_t nl_chunk_class_of(uint32_t stamps) { /* the least class that holds so many */
     uint32_t bits = nl_bit_length32(stamps - 1);
@@ -70,86 +95,161 @@ NL_ALWAYS_INLINE nl_span *nl_span_at(const nl_chunks *chunks, uint32_t span) {
     return &((nl_span *)(void *)chunks->spans.base)[span];
 }
 
-static inline void nl_span_unlist(nl_chunks *chunks, uint32_t at) {
-    nl_span *span = nl_span_at(chunks, at);
-    if (span->previous) nl_span_at(chunks, span->previous)->next = span->next;
-    else chunks->state->first[span->listed - 1] = span->next;
-    if (span->next) nl_span_at(chunks, span->next)->previous = span->previous;
-    span->listed = 0;
-}
-
-static inline void nl_span_list(nl_chunks *chunks, uint32_t at, uint32_t list) {
-    nl_span *span = nl_span_at(chunks, at);
-    span->previous = 0;
-    span->next = chunks->state->first[list];
-    if (span->next) nl_span_at(chunks, span->next)->previous = at;
-    chunks->state->first[list] = at;
-    span->listed = list + 1;
-}
-
-/* A span for a class that has no free chunk. Under the lock. 0: no room; NL_CHUNK_UNCOMMITTED: call nl_chunks_commit first. */
-static inline uint32_t nl_span_take(nl_chunks *chunks, uint32_t class_) {
-    nl_chunk_state *state = chunks->state;
-    uint32_t at = state->first[NL_SPANS_EMPTY];
-    if (!at && (at = state->first[NL_SPANS_DROPPED])) nl_store32(&state->dropped, state->dropped - 1);
-    if (at) {
-        nl_span_unlist(chunks, at);
-    } else {
-        at = state->used + 1;
-        uint64_t end = ((uint64_t)at + 1) << NL_SPAN_SHIFT;
-        if (end > chunks->chunks.bytes || end > (uint64_t)1 << (NL_CHUNK_INDEX_BITS + NL_CHUNK_UNIT_SHIFT + class_)) return 0;
-        if (end > nl_load64(&chunks->chunks.committed) || ((uint64_t)at + 1) * sizeof(nl_span) > nl_load64(&chunks->spans.committed))
-            return (uint32_t)NL_CHUNK_UNCOMMITTED;
-        nl_store32(&state->used, at);
-    }
-    nl_span *span = nl_span_at(chunks, at);
+/* The bits that a class's chunks have in word i of a span that has them all free. */
+NL_ALWAYS_INLINE uint64_t nl_span_full_word(uint32_t class_, uint32_t i) {
     uint32_t chunks_in_span = NL_SPAN_UNITS >> class_;
-    span->class_ = (uint16_t)class_;
-    span->free_chunks = (uint16_t)chunks_in_span;
-    for (uint32_t i = 0; i < NL_SPAN_UNITS / 64; i++)
-        span->free_bits[i] = chunks_in_span >= 64 * (i + 1) ? ~(uint64_t)0
-                             : chunks_in_span > 64 * i      ? ((uint64_t)1 << (chunks_in_span - 64 * i)) - 1
-                                                            : 0;
-    nl_span_list(chunks, at, class_);
-    return at;
+    return chunks_in_span >= 64 * (i + 1) ? ~(uint64_t)0 : chunks_in_span > 64 * i ? ((uint64_t)1 << (chunks_in_span - 64 * i)) - 1 : 0;
 }
 
-/* A chunk's reference, or NL_CHUNK_NONE, or NL_CHUNK_UNCOMMITTED. Within the gate; may be called owning a slot. */
-static inline uint32_t nl_chunk_take(nl_chunks *chunks, uint32_t class_) {
-    nl_chunk_state *state = chunks->state;
-    nl_lock_wait(&state->lock);
-    uint32_t at = state->first[class_], reference = NL_CHUNK_NONE;
-    if (!at) at = nl_span_take(chunks, class_);
-    if (at == (uint32_t)NL_CHUNK_UNCOMMITTED) reference = at;
-    else if (at) {
-        nl_span *span = nl_span_at(chunks, at);
-        uint32_t word = 0;
-        while (!span->free_bits[word]) word++;
-        uint32_t bit = nl_lowest_bit64(span->free_bits[word]);
-        span->free_bits[word] &= span->free_bits[word] - 1;
-        if (!--span->free_chunks) nl_span_unlist(chunks, at);
-        reference = class_ << NL_CHUNK_INDEX_BITS | ((at << (NL_SPAN_SHIFT - NL_CHUNK_UNIT_SHIFT - class_)) + 64 * word + bit);
+typedef struct {
+    uint32_t class_, span, bit;
+} nl_chunk_place;
+
+/* False: there is no such chunk. */
+static inline bool nl_chunk_find(const nl_chunks *chunks, uint32_t reference, nl_chunk_place *place) {
+    place->class_ = reference >> NL_CHUNK_INDEX_BITS;
+    if (place->class_ >= NL_CHUNK_CLASSES) return false;
+    uint32_t index = reference & ((1u << NL_CHUNK_INDEX_BITS) - 1), shift = NL_SPAN_SHIFT - NL_CHUNK_UNIT_SHIFT - place->class_;
+    place->span = index >> shift;
+    place->bit = index & ((1u << shift) - 1);
+    return place->span && place->span <= nl_load32(&chunks->state->used) && place->span < chunks->chunks.bytes >> NL_SPAN_SHIFT;
+}
+
+/* Puts a span, after one of its chunks of that class came or went, into the sets that it belongs to. Under the lock. */
+static inline void nl_span_file(nl_chunks *chunks, uint32_t at, uint32_t class_) {
+    nl_span *span = nl_span_at(chunks, at);
+    bool some = false, all = true, named = span->class_ == class_ + 1;
+    for (uint32_t i = 0; i < NL_SPAN_WORDS; i++) {
+        uint64_t full = nl_span_full_word(class_, i), free_bits = nl_load64(&span->free_bits[i]) & full;
+        some |= free_bits != 0;
+        all &= free_bits == full;
     }
-    nl_unlock(&state->lock);
+    if (named && all) {
+        nl_store64(&span->class_, 0);
+        nl_store32(&chunks->state->busy, chunks->state->busy - 1);
+        named = false;
+    }
+    if (named && some) nl_bits_add(&chunks->sets[class_], at);
+    else nl_bits_remove(&chunks->sets[class_], at);
+    if (!span->class_) nl_bits_add(&chunks->sets[NL_SPANS_EMPTY], at);
+    else nl_bits_remove(&chunks->sets[NL_SPANS_EMPTY], at);
+}
+
+static inline void nl_chunk_set_free(nl_chunks *chunks, const nl_chunk_place *place) {
+    nl_span *span = nl_span_at(chunks, place->span);
+    uint64_t *word = &span->free_bits[place->bit / 64];
+    if (span->class_ == place->class_ + 1) nl_store64(word, nl_load64(word) | (uint64_t)1 << place->bit % 64);
+    nl_span_file(chunks, place->span, place->class_);
+}
+
+NL_ALWAYS_INLINE void nl_chunk_intend(nl_chunks *chunks, uint32_t *field, uint32_t reference) {
+    uint64_t word = (uint64_t)(field - (uint32_t *)(void *)chunks->slots), slot = word / (sizeof(nl_slot) / 4);
+    uint64_t second = word - slot * (sizeof(nl_slot) / 4) != offsetof(nl_slot, ring) / 4 + NL_REFERENCES;
+    nl_store64_release(&chunks->state->intent, slot << 33 | second << 32 | reference);
+    nl_fence_release();
+}
+
+/* Ends what a dead owner of the lock had begun. */
+static NL_COLD void nl_chunks_mend(nl_chunks *chunks) {
+    uint64_t intent = nl_load64(&chunks->state->intent), slot = intent >> 33;
+    nl_chunk_place place;
+    NL_POINT(repair_began);
+    if (intent && slot < chunks->slots_most && nl_chunk_find(chunks, (uint32_t)intent, &place)) {
+        uint32_t *field = &chunks->slots[slot].ring[NL_REFERENCES + (intent >> 32 & 1)];
+        nl_chunk_set_free(chunks, &place);
+        if (nl_load32(field) == (uint32_t)intent) nl_store32(field, 0);
+    }
+    nl_store64_release(&chunks->state->intent, 0);
+    NL_POINT(repair_done);
+}
+
+static inline bool nl_chunks_lock(const nl_party *us, nl_chunks *chunks, nl_patience patience) {
+    nl_taking taking = nl_lock_take(us, &chunks->state->lock, patience);
+    if (NL_UNLIKELY(taking == NL_INHERITED)) nl_chunks_mend(chunks);
+    return taking != NL_BUSY;
+}
+
+/* A span with a free chunk of a class. Under the lock. 0: no room; NL_CHUNK_UNCOMMITTED: call nl_chunks_commit first. */
+static inline uint32_t nl_span_choose(nl_chunks *chunks, uint32_t class_) {
+    nl_chunk_state *state = chunks->state;
+    const int sets[] = {(int)class_, NL_SPANS_EMPTY, NL_SPANS_DROPPED};
+    for (int i = 0; i < 3; i++) {
+        uint64_t at = nl_bits_first(&chunks->sets[sets[i]]);
+        if (at && at <= state->used) return (uint32_t)at; /* (NL_NO_BIT is above all) */
+    }
+    uint64_t at = (uint64_t)state->used + 1, end = (at + 1) << NL_SPAN_SHIFT;
+    if (end > chunks->chunks.bytes || end > (uint64_t)1 << (NL_CHUNK_INDEX_BITS + NL_CHUNK_UNIT_SHIFT + class_)) return 0;
+    if (end > nl_load64(&chunks->chunks.committed) || (at + 1) * sizeof(nl_span) > nl_load64(&chunks->spans.committed))
+        return NL_CHUNK_UNCOMMITTED;
+    return (uint32_t)at;
+}
+
+/* Gives a span without a class the class whose chunks it shall hold. */
+static inline void nl_span_name(nl_chunks *chunks, uint32_t at, uint32_t class_) {
+    nl_span *span = nl_span_at(chunks, at);
+    if (nl_bits_has(&chunks->sets[NL_SPANS_DROPPED], at)) {
+        nl_bits_remove(&chunks->sets[NL_SPANS_DROPPED], at);
+        nl_store32(&chunks->state->dropped, chunks->state->dropped - 1);
+    }
+    if (at > chunks->state->used) nl_store32(&chunks->state->used, at);
+    for (uint32_t i = 0; i < NL_SPAN_WORDS; i++) nl_store64(&span->free_bits[i], nl_span_full_word(class_, i));
+    nl_fence_release();
+    nl_store64(&span->class_, class_ + 1);
+    nl_store32(&chunks->state->busy, chunks->state->busy + 1);
+    NL_POINT(chunk_span_named);
+}
+
+/* Takes a chunk and writes its reference into an unselected field of a slot that one owns. The reference, or NL_CHUNK_NONE,
+ * NL_CHUNK_UNCOMMITTED or NL_CHUNK_BUSY. Within the gate. */
+static inline uint32_t nl_chunk_take(const nl_party *us, nl_chunks *chunks, uint32_t *field, uint32_t class_, nl_patience patience) {
+    if (!nl_chunks_lock(us, chunks, patience)) return NL_CHUNK_BUSY;
+    uint32_t at = nl_span_choose(chunks, class_), reference = at;
+    if (at && at != NL_CHUNK_UNCOMMITTED) {
+        nl_span *span = nl_span_at(chunks, at);
+        bool unnamed = at > chunks->state->used || !span->class_;
+        uint32_t word = 0;
+        if (!unnamed)
+            while (word < NL_SPAN_WORDS && !(span->free_bits[word] & nl_span_full_word(class_, word))) word++;
+        if (word == NL_SPAN_WORDS || (!unnamed && span->class_ != class_ + 1)) { /* only a damaged file has such */
+            nl_bits_remove(&chunks->sets[class_], at);
+            nl_bits_remove(&chunks->sets[NL_SPANS_EMPTY], at);
+            nl_bits_remove(&chunks->sets[NL_SPANS_DROPPED], at);
+            nl_unlock(&chunks->state->lock);
+            return NL_CHUNK_NONE;
+        }
+        uint32_t bit = unnamed ? 0 : 64 * word + nl_lowest_bit64(span->free_bits[word] & nl_span_full_word(class_, word));
+        reference = class_ << NL_CHUNK_INDEX_BITS | ((at << (NL_SPAN_SHIFT - NL_CHUNK_UNIT_SHIFT - class_)) + bit);
+        nl_chunk_intend(chunks, field, reference);
+        NL_POINT(chunk_take_intent);
+        if (unnamed) nl_span_name(chunks, at, class_);
+        nl_store64(&span->free_bits[bit / 64], span->free_bits[bit / 64] & ~((uint64_t)1 << bit % 64));
+        NL_POINT(chunk_take_cleared);
+        nl_span_file(chunks, at, class_);
+        nl_store32(field, reference);
+        nl_store64_release(&chunks->state->intent, 0);
+    }
+    nl_unlock(&chunks->state->lock);
+    NL_POINT(chunk_taken);
     return reference;
 }
 
-/* Within the gate, after the commit that left the chunk behind. */
-static inline void nl_chunk_give(nl_chunks *chunks, uint32_t reference) {
-    nl_chunk_state *state = chunks->state;
-    uint32_t class_ = reference >> NL_CHUNK_INDEX_BITS, index = reference & ((1u << NL_CHUNK_INDEX_BITS) - 1);
-    uint32_t per_span_shift = NL_SPAN_SHIFT - NL_CHUNK_UNIT_SHIFT - class_;
-    uint32_t at = index >> per_span_shift, bit = index & ((1u << per_span_shift) - 1);
-    nl_lock_wait(&state->lock);
-    nl_span *span = nl_span_at(chunks, at);
-    NL_ASSERT(span->class_ == class_ && !(span->free_bits[bit / 64] >> bit % 64 & 1));
-    span->free_bits[bit / 64] |= (uint64_t)1 << bit % 64;
-    if (!span->free_chunks++) nl_span_list(chunks, at, class_);
-    if (span->free_chunks == NL_SPAN_UNITS >> class_) {
-        nl_span_unlist(chunks, at);
-        nl_span_list(chunks, at, NL_SPANS_EMPTY);
+/* Gives back what an unselected field of a slot that one owns refers to, if to anything. Within the gate, after the publication
+ * that left the chunk behind. Whoever can't have the lock leaves it there. */
+static inline void nl_chunk_give(const nl_party *us, nl_chunks *chunks, uint32_t *field) {
+    nl_chunk_place place;
+    if (NL_LIKELY(!nl_load32(field)) || !nl_chunks_lock(us, chunks, NL_BRIEFLY)) return;
+    uint32_t reference = nl_load32(field);
+    if (reference && nl_chunk_find(chunks, reference, &place)) {
+        NL_ASSERT(us->members || nl_span_at(chunks, place.span)->class_ == place.class_ + 1);
+        NL_ASSERT(us->members || !(nl_span_at(chunks, place.span)->free_bits[place.bit / 64] >> place.bit % 64 & 1));
+        nl_chunk_intend(chunks, field, reference);
+        NL_POINT(chunk_give_intent);
+        nl_chunk_set_free(chunks, &place);
+        NL_POINT(chunk_give_set);
     }
-    nl_unlock(&state->lock);
+    nl_store32(field, 0);
+    nl_store64_release(&chunks->state->intent, 0);
+    nl_unlock(&chunks->state->lock);
 }
 
 /* Makes room for one more span. With nothing held. False: there is none. */
@@ -159,23 +259,24 @@ static inline bool nl_chunks_commit(nl_chunks *chunks, size_t page_bytes) {
            nl_region_commit(&chunks->chunks, spans << NL_SPAN_SHIFT, page_bytes);
 }
 
-/* Hands the pages of spans that are nobody's back to the system, one span at a time, off its list meanwhile. */
-static inline void nl_chunks_drop(nl_chunks *chunks, size_t page_bytes) {
+/* Hands the pages of spans that are nobody's back to the system, one span at a time, in no set meanwhile. A private table's only. */
+static inline void nl_chunks_drop(const nl_party *us, nl_chunks *chunks, size_t page_bytes) {
     nl_chunk_state *state = chunks->state;
-    if (page_bytes > (size_t)1 << NL_SPAN_SHIFT) return; /* no span has a page of its own */
-    for (uint32_t at = 1; at;) {
-        nl_gate_enter();
-        nl_lock_wait(&state->lock);
-        if ((at = state->first[NL_SPANS_EMPTY])) nl_span_unlist(chunks, at);
+    if (page_bytes > (size_t)1 << NL_SPAN_SHIFT || !chunks->chunks.bytes) return; /* no span has a page of its own */
+    for (bool more = true; more;) {
+        nl_gate_enter(us);
+        nl_chunks_lock(us, chunks, NL_WAITING);
+        uint64_t at = nl_bits_first(&chunks->sets[NL_SPANS_EMPTY]);
+        if ((more = at != NL_NO_BIT)) nl_bits_remove(&chunks->sets[NL_SPANS_EMPTY], at);
         nl_unlock(&state->lock);
-        if (at) {
-            nl_drop(chunks->chunks.base + ((uint64_t)at << NL_SPAN_SHIFT), (size_t)1 << NL_SPAN_SHIFT);
-            nl_lock_wait(&state->lock);
-            nl_span_list(chunks, at, NL_SPANS_DROPPED);
+        if (more) {
+            nl_drop(chunks->chunks.base + (at << NL_SPAN_SHIFT), (size_t)1 << NL_SPAN_SHIFT);
+            nl_chunks_lock(us, chunks, NL_WAITING);
+            nl_bits_add(&chunks->sets[NL_SPANS_DROPPED], at);
             nl_store32(&state->dropped, state->dropped + 1);
             nl_unlock(&state->lock);
         }
-        nl_gate_leave();
+        nl_gate_leave(us);
     }
 }
 

@@ -6,7 +6,7 @@
 
 #include "atomic.h"
 
-enum { NL_COUNT_ALLOWED, NL_COUNT_DENIED, NL_COUNT_OVERFLOWED, NL_COUNT_EVICTED, NL_COUNTS };
+enum { NL_COUNT_ALLOWED, NL_COUNT_DENIED, NL_COUNT_OVERFLOWED, NL_COUNT_EVICTED, NL_COUNT_STALLED, NL_COUNTS };
 enum { NL_STRIPES = 8, NL_STRIPE_WORDS = 128 / 8 };
 
 typedef struct {
@@ -18,10 +18,10 @@ NL_ALWAYS_INLINE void nl_count(nl_counters *counters, uint32_t stripe, uint32_t 
     nl_add64(&counters->stripes[stripe % NL_STRIPES][what], n);
 }
 
-/* For callers that one lock of their own keeps apart (the GIL): stripe 0 is theirs, and needs no locked addition. */
-NL_ALWAYS_INLINE void nl_count_serial(nl_counters *counters, uint32_t what, uint64_t n) {
-    uint64_t *word = &counters->stripes[0][what];
-    nl_store64(word, nl_load64(word) + n);
+/* For callers that one lock of their own keeps apart (the GIL): a stripe that is theirs needs no locked addition. It is stripe 0,
+ * or in a shared table, where each process has a GIL of its own, the process's. */
+NL_ALWAYS_INLINE void nl_count_serial(uint64_t *stripe, uint32_t what, uint64_t n) {
+    nl_store64(&stripe[what], nl_load64(&stripe[what]) + n);
 }
 
 static inline uint64_t nl_counters_sum(const nl_counters *counters, uint32_t what) {

@@ -1,28 +1,41 @@
-/* lock.h: who holds what, how to wait for it, and what a fork does to it.
+/* lock.h: who holds what, how to wait for it, how to learn that its holder is dead, and what a fork does to it.
  *
  * Every lock word carries its owner. In a private table the owner is the process's fork generation: a child has another one
  * than its parent, so a word that a thread of the parent held at the instant of the fork reads as 'owner dead' in the
- * child, which takes it over. (What such an owner leaves behind is a consistent state: see table.h.)
+ * child, which takes it over. In a shared table it is a place in the table's list of members and how often that place has
+ * been given away; shared.h finds out who lives.
  *
  * Two kinds of lock:
- *   - a slot's meta word has its owner in the low 16 bits (slot.h, table.h);
+ *   - a slot's meta word has its owner in the low 16 bits (slot.h);
  *   - nl_lock, a 32-bit word, guards a segment, the directory, the slab's free slots or the chunks.
- * Nobody sleeps under either, calls the system, allocates, or runs a line of Python (page faults excepted). Quick calls
- * try for a bounded number of spins and give up holding nothing; waiting calls spin, then yield.
+ * Nobody calls the system or allocates under either, or runs a line of Python; page faults, a waiter's yields and its question
+ * whether the owner lives are the exceptions. Quick calls try for a bounded number of spins and give up holding nothing. Waiting
+ * calls spin, yield, ask, and in a shared table give up after stall_ns. A live owner is never robbed.
+ *
+ * Who takes a word over from the dead *inherits* it, and mends what it guards: a slot needs nothing (its log is always whole), a
+ * segment is recounted, the slab's and the chunks' last change is finished. What mends may itself be cut short anywhere.
  */
 #ifndef NL_LOCK_H
 #define NL_LOCK_H
 
 #include "atomic.h"
+#include "clock.h"
+#include "counters.h"
+#include "point.h"
 
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
 static inline void nl_yield(void) { SwitchToThread(); }
+static inline void nl_nap(void) { Sleep(1); }
 #else
 #include <pthread.h>
 #include <sched.h>
 static inline void nl_yield(void) { sched_yield(); }
+static inline void nl_nap(void) {
+    const struct timespec t = {0, 200000};
+    nanosleep(&t, NULL);
+}
 #endif
 
 NL_ALWAYS_INLINE void nl_pause(void) {
@@ -43,20 +56,19 @@ static inline void nl_back_off(int tries) {
     else nl_yield();
 }
 
-/* --- the process, as an owner ----------------------------------------------------------------------------------- */
+/* --- forks ------------------------------------------------------------------------------------------------------ */
 
 static struct {
-    uint32_t generation; /* 1 .. 65535; 0 in a lock word means free */
-    uint32_t closed;     /* forks that are about to happen: no slow path may begin */
-    uint32_t running;    /* slow paths under way */
-} nl_process = {1, 0, 0};
-
-NL_ALWAYS_INLINE uint32_t nl_me(void) { return nl_load32(&nl_process.generation); }
+    uint32_t generation;   /* 1 .. 65535; 0 in a lock word means free */
+    uint32_t closed;       /* forks that are about to happen: no slow path may begin */
+    uint32_t running;      /* slow paths under way */
+    void (*in_child)(void); /* what shared.h has to do there */
+} nl_process = {1, 0, 0, NULL};
 
 /* The gate. Work that passes through states which nobody could repair (a split half done, a chunk in nobody's log) runs
  * between enter and leave. A fork waits until all such work is done and lets none begin, so that a child never sees any of
  * it. One may enter while owning a slot; so within the gate nobody waits for a slot, and nobody enters twice. */
-static inline void nl_gate_enter(void) {
+static inline void nl_gate_enter_now(void) {
     for (;;) {
         nl_add32(&nl_process.running, 1);
         nl_fence_full(); /* our count before our look at `closed`; fork's handler does it the other way round */
@@ -66,7 +78,7 @@ static inline void nl_gate_enter(void) {
     }
 }
 
-static inline void nl_gate_leave(void) {
+static inline void nl_gate_leave_now(void) {
     nl_fence_release();
     nl_add32(&nl_process.running, (uint32_t)-1);
 }
@@ -82,6 +94,7 @@ static void nl_after_fork_in_child(void) {
     nl_process.generation = nl_process.generation % 65535 + 1;
     nl_process.running = 0;
     nl_process.closed = 0;
+    if (nl_process.in_child) nl_process.in_child();
 }
 #endif
 
@@ -94,30 +107,97 @@ static inline int nl_process_init(void) {
 #endif
 }
 
-/* An owner other than oneself, in memory that only this process has, is a thread of the process that forked us: it is not
- * here. The shared table will ask its process table instead. */
-NL_ALWAYS_INLINE bool nl_owner_is_dead(uint32_t owner) { return owner != nl_me(); }
+/* --- owners ------------------------------------------------------------------------------------------------------ */
+
+/* A process at a shared table. An owner's 16 bits are its place : 11 | the low bits of its serial : 5. */
+enum { NL_MEMBERS = 1 << 11, NL_SERIAL_BITS = 5, NL_SERIALS = 1 << NL_SERIAL_BITS };
+enum { NL_MEMBER_FREE, NL_MEMBER_ALIVE, NL_MEMBER_DEAD, NL_MEMBER_STATE = 3, NL_MEMBER_UNCLEAN = 4, NL_MEMBER_SHIFT = 3 };
+
+typedef struct {
+    uint64_t word;     /* serial : 61 | did one of its processes die since the last walk : 1 | state : 2 */
+    uint64_t pid;      /* in that process's own namespace: for people */
+    uint64_t counters[NL_STRIPE_WORDS - 2];
+} nl_member;
+
+struct nl_shared; /* shared.h's part */
+
+typedef struct nl_party { /* whom a table is used by: us, and how to learn of others */
+    const uint32_t *me;   /* our owner id; 0: not yet a member (a forked child) */
+    nl_member *members;   /* NULL: a private table */
+    uint64_t stall_ns;    /* how long to wait for an owner that lives */
+    struct nl_shared *shared;
+    void (*ask)(const struct nl_party *, uint32_t owner); /* marks the owner's place dead if it is */
+} nl_party;
+
+enum { NL_ASK_AFTER_NS = 2000000, NL_BRIEF_NS = 50000000 };
+
+NL_ALWAYS_INLINE uint32_t nl_me(const nl_party *us) { return nl_load32(us->me); }
+
+/* Private: an owner other than oneself is a thread of the process that forked us, and not here. Shared: what its place says. */
+static NL_NOINLINE bool nl_owner_is_dead(const nl_party *us, uint32_t owner) {
+    if (owner == nl_me(us)) return false;
+    if (!us->members) return true;
+    uint64_t word = nl_load64_acquire(&us->members[owner >> NL_SERIAL_BITS & (NL_MEMBERS - 1)].word);
+    return (word & NL_MEMBER_STATE) != NL_MEMBER_ALIVE || (word >> NL_MEMBER_SHIFT & (NL_SERIALS - 1)) != (owner & (NL_SERIALS - 1));
+}
+
+/* The states that a private table's gate hides are mended in a shared one. */
+static inline void nl_gate_enter(const nl_party *us) {
+    if (!us->members) nl_gate_enter_now();
+}
+static inline void nl_gate_leave(const nl_party *us) {
+    if (!us->members) nl_gate_leave_now();
+}
+
+typedef enum { NL_QUICKLY, NL_WAITING, NL_BRIEFLY } nl_patience; /* a few spins; until it stalls; 50 ms at most */
+
+typedef struct {
+    uint32_t tries;
+    uint64_t began_ns;
+} nl_wait;
+
+/* Between two tries for what `owner` holds (0: not known). False: no more of them. */
+static NL_NOINLINE bool nl_wait_on(const nl_party *us, nl_wait *w, nl_patience patience, uint32_t owner) {
+    if (w->tries++ < NL_SPINS_BEFORE_YIELD) {
+        nl_pause();
+        return true;
+    }
+    if (patience == NL_QUICKLY) return false;
+    if (!us->members) {
+        nl_yield();
+        return true;
+    }
+    uint64_t now_ns = nl_clock_ns(NL_CLOCK_PRIVATE);
+    if (!w->began_ns) w->began_ns = now_ns;
+    uint64_t waited_ns = now_ns - w->began_ns;
+    if (waited_ns < NL_ASK_AFTER_NS) {
+        nl_yield();
+        return true;
+    }
+    if (owner && owner != nl_me(us)) us->ask(us, owner);
+    nl_nap();
+    return waited_ns < us->stall_ns && !(patience == NL_BRIEFLY && waited_ns > NL_BRIEF_NS);
+}
 
 /* --- nl_lock ---------------------------------------------------------------------------------------------------- */
 
 typedef uint32_t nl_lock; /* the owner, or 0; zeros are a valid lock */
+typedef enum { NL_BUSY, NL_TAKEN, NL_INHERITED } nl_taking;
 
-NL_ALWAYS_INLINE bool nl_lock_try(nl_lock *lock) {
+static inline nl_taking nl_lock_try(const nl_party *us, nl_lock *lock) {
     uint32_t owner = nl_load32(lock);
-    if (owner && !nl_owner_is_dead(owner)) return false;
-    return nl_cas32(lock, owner, nl_me());
+    if (owner && !nl_owner_is_dead(us, owner)) return NL_BUSY;
+    if (!nl_cas32(lock, owner, nl_me(us))) return NL_BUSY;
+    return owner ? NL_INHERITED : NL_TAKEN;
 }
 
-static inline bool nl_lock_quick(nl_lock *lock) {
-    for (int i = 0; i < NL_QUICK_SPINS; i++) {
-        if (nl_lock_try(lock)) return true;
-        nl_pause();
+/* NL_BUSY: no patience left. Never in a private table, unless quickly. */
+static inline nl_taking nl_lock_take(const nl_party *us, nl_lock *lock, nl_patience patience) {
+    nl_wait w = {0, 0};
+    for (;;) {
+        nl_taking taking = nl_lock_try(us, lock);
+        if (taking != NL_BUSY || !nl_wait_on(us, &w, patience, nl_load32(lock))) return taking;
     }
-    return false;
-}
-
-static inline void nl_lock_wait(nl_lock *lock) {
-    for (int tries = 0; !nl_lock_try(lock); tries++) nl_back_off(tries);
 }
 
 NL_ALWAYS_INLINE void nl_unlock(nl_lock *lock) { nl_store32_release(lock, 0); }

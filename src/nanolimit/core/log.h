@@ -106,7 +106,10 @@ static inline void nl_log_view(const nl_log *log, uint32_t limit, uint32_t cost,
     if (!log->used) return;
     view->newest_tick = log->newest_tick;
     view->oldest_tick = nl_log_tick(log, log->expired);
-    if (log->used + cost > limit) view->deciding_tick = nl_log_tick(log, log->expired + log->used + cost - limit - 1);
+    if (log->used + cost > limit) { /* (a cost above a limit that has just been lowered has no such stamp) */
+        uint32_t leaving = log->used + cost - limit;
+        view->deciding_tick = nl_log_tick(log, log->expired + (leaving < log->used ? leaving : log->used) - 1);
+    }
 }
 
 NL_ALWAYS_INLINE bool nl_view_same(const nl_view *a, const nl_view *b) {
@@ -174,7 +177,7 @@ static inline bool nl_log_peek(const nl_rule *rule, const nl_chunks *chunks, con
 
 /* The era that the log will need with a stamp in `epoch`. Moving it on changes no epoch that can be read; only a log that
  * has expired altogether may be out of its reach, and is emptied first. */
-static inline void nl_slot_set_era(nl_shape s, nl_slot *slot, uint64_t *meta, nl_log *log, uint64_t epoch) {
+static inline void nl_slot_set_era(const nl_party *us, nl_shape s, nl_slot *slot, uint64_t *meta, nl_log *log, uint64_t epoch) {
     uint64_t reach = ~(uint64_t)0 >> s.epoch_shift;
     if (log->count && epoch - nl_load32(&slot->ring[NL_ERA]) <= reach) return;
     if (log->used) {
@@ -182,7 +185,7 @@ static inline void nl_slot_set_era(nl_shape s, nl_slot *slot, uint64_t *meta, nl
     } else {
         *meta = nl_meta_of(s, nl_meta_selector(*meta), 0, 0, 0);
         log->head = log->count = log->expired = 0;
-        nl_slot_publish(slot, *meta);
+        nl_slot_publish(us, slot, *meta);
         nl_store32(&slot->ring[NL_ERA], (uint32_t)epoch);
     }
 }
@@ -200,40 +203,47 @@ NL_ALWAYS_INLINE void nl_ring_put(nl_ring ring, uint32_t head, uint32_t at, uint
     nl_store32_release(nl_ring_at(ring, head, at + cost - 1), stamp);
 }
 
-/* Writes the log, with its new stamps, into another ring, and commits. Owning the slot; copies at most 2,047 stamps. False:
- * no chunk is to be had, and nothing is changed. */
-static NL_NOINLINE bool nl_log_move(const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t meta, const nl_log *log,
-                                          uint32_t capacity, uint32_t stamp, uint32_t cost, uint64_t epoch) {
-    uint32_t selector = nl_meta_selector(meta), to_selector = 0, reference = NL_CHUNK_NONE;
+/* Writes the log, with its new stamps, into another ring, and commits. Owning the slot; copies at most 2,047 stamps. NL_ALLOWED;
+ * NL_NO_CHUNK or NL_WOULD_WAIT: no chunk is to be had, and nothing is changed. */
+static NL_NOINLINE nl_outcome nl_log_move(const nl_party *us, const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t meta,
+                                          const nl_log *log, uint32_t capacity, uint32_t stamp, uint32_t cost, uint64_t epoch,
+                                          nl_patience patience) {
+    uint32_t selector = nl_meta_selector(meta), to_selector = !capacity ? 0 : selector == 1 ? 2 : 1;
+    uint32_t *left = &slot->ring[NL_REFERENCES + (selector & 1)], *other = &slot->ring[NL_REFERENCES + !(selector & 1)];
+    uint32_t *field = &slot->ring[NL_REFERENCES + (to_selector & 1)];
     nl_ring to = {slot->ring, rule->shape.inline_stamps};
-    nl_gate_enter();
+    nl_gate_enter(us);
+    nl_chunk_give(us, chunks, other); /* what a dead owner left over; but for that, all fields that are not selected are 0 */
+    if (!selector) nl_chunk_give(us, chunks, left);
     if (capacity) {
-        reference = nl_chunk_take(chunks, nl_chunk_class_of(capacity));
-        if (reference == NL_CHUNK_NONE || reference == (uint32_t)NL_CHUNK_UNCOMMITTED) {
-            nl_gate_leave();
-            return false;
+        uint32_t reference = nl_load32(field) ? NL_CHUNK_BUSY : nl_chunk_take(us, chunks, field, nl_chunk_class_of(capacity), patience);
+        if (reference == NL_CHUNK_NONE || reference == NL_CHUNK_UNCOMMITTED || reference == NL_CHUNK_BUSY) {
+            nl_gate_leave(us);
+            return reference == NL_CHUNK_BUSY ? NL_WOULD_WAIT : NL_NO_CHUNK;
         }
         nl_fence_release(); /* the chunk may have been another key's: whoever still reads it there sees that key's meta change */
         to = nl_chunk_ring(chunks, reference);
-        to_selector = selector == 1 ? 2 : 1;
     }
-    uint32_t left = selector ? nl_load32(&slot->ring[NL_REFERENCES + (selector & 1)]) : NL_CHUNK_NONE;
     for (uint32_t i = 0; i < log->used; i++) nl_store32(&to.stamps[i], nl_ring_get(log->ring, log->head, log->expired + i));
     nl_ring_put(to, 0, log->used, stamp, cost);
-    if (to_selector) nl_store32(&slot->ring[NL_REFERENCES + (to_selector & 1)], reference);
-    nl_slot_commit(slot, nl_meta_of(rule->shape, to_selector, 0, log->used + cost, epoch));
-    if (left) nl_chunk_give(chunks, left);
-    nl_gate_leave();
-    return true;
+    NL_POINT(move_copied);
+    nl_slot_publish(us, slot, meta = nl_meta_of(rule->shape, to_selector, 0, log->used + cost, epoch));
+    NL_POINT(move_published);
+    if (selector) nl_chunk_give(us, chunks, left); /* still owned: the field is nobody else's */
+    NL_POINT(move_given);
+    nl_slot_commit(slot, meta);
+    nl_gate_leave(us);
+    return NL_ALLOWED;
 }
 
 /* Decides and counts, owning the slot, whose published meta is `meta`; lets go of it in every case. */
-NL_ALWAYS_INLINE nl_outcome nl_log_allow_owned(const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t meta, nl_now now,
-                                               uint32_t limit, uint32_t cost, nl_view *view) {
+NL_ALWAYS_INLINE nl_outcome nl_log_allow_owned(const nl_party *us, const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t meta,
+                                               nl_now now, uint32_t limit, uint32_t cost, nl_patience patience, nl_view *view) {
     nl_log log;
     if (NL_UNLIKELY(!nl_log_read(rule, chunks, slot, meta, now, &log))) { /* only a damaged file has such */
-        log.count = log.used = log.expired = 0;
+        log.count = log.used = log.expired = log.head = 0;
         meta = 0;
+        log.ring = nl_ring_of(rule, chunks, slot, meta);
     }
     if (log.used + cost > limit) {
         if (view) nl_log_view(&log, limit, cost, now, view);
@@ -251,36 +261,41 @@ NL_ALWAYS_INLINE nl_outcome nl_log_allow_owned(const nl_rule *rule, nl_chunks *c
         view->used = stamps;
     }
     nl_fence_release(); /* whoever sees a stamp that we write now sees, after an acquire fence, that meta has changed */
-    if (NL_UNLIKELY(rule->shape.has_era)) nl_slot_set_era(rule->shape, slot, &meta, &log, epoch);
+    if (NL_UNLIKELY(rule->shape.has_era)) nl_slot_set_era(us, rule->shape, slot, &meta, &log, epoch);
     uint32_t selector = nl_meta_selector(meta);
     uint32_t capacity = nl_log_capacity_for(rule->shape, selector, log.ring.capacity, stamps);
     if (NL_UNLIKELY(capacity != log.ring.capacity)) {
-        if (nl_log_move(rule, chunks, slot, meta, &log, capacity, stamp, cost, epoch)) return NL_ALLOWED;
-        capacity = log.ring.capacity;
+        nl_outcome moved = nl_log_move(us, rule, chunks, slot, meta, &log, capacity, stamp, cost, epoch, patience);
+        if (moved == NL_ALLOWED) return NL_ALLOWED;
+        capacity = log.ring.capacity; /* it could have been a smaller one, but need not */
         if (stamps > capacity) {
             nl_slot_commit(slot, meta);
-            return NL_NO_CHUNK;
+            return moved;
         }
     }
     uint32_t head = log.head + log.expired;
     if (head >= capacity) head -= capacity;
     if (log.count + cost > capacity) /* the new stamps go where expired ones are still published */
-        nl_slot_publish(slot, nl_meta_of(rule->shape, selector, head, log.used, log.newest_tick >> NL_EPOCH_SHIFT));
+        nl_slot_publish(us, slot, nl_meta_of(rule->shape, selector, head, log.used, log.newest_tick >> NL_EPOCH_SHIFT));
+    NL_POINT(accept_purged);
     nl_ring_put(log.ring, head, log.used, stamp, cost);
+    NL_POINT(accept_stamped);
     nl_slot_commit(slot, nl_meta_of(rule->shape, selector, head, stamps, epoch));
+    NL_POINT(accept_committed);
     return NL_ALLOWED;
 }
 
 /* Takes the slot first. */
-NL_ALWAYS_INLINE nl_outcome nl_log_allow(const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, nl_fingerprint fp, nl_now now,
-                                         uint32_t limit, uint32_t cost, bool wait, nl_view *view) {
+NL_ALWAYS_INLINE nl_outcome nl_log_allow(const nl_party *us, const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, nl_fingerprint fp,
+                                         nl_now now, uint32_t limit, uint32_t cost, nl_patience patience, nl_view *view) {
     uint64_t meta;
-    if (NL_UNLIKELY(!nl_slot_take(slot, &meta, wait))) return NL_WOULD_WAIT;
+    if (NL_UNLIKELY(!nl_slot_take(us, slot, &meta, patience))) return NL_WOULD_WAIT;
+    NL_POINT(slot_owned);
     if (NL_UNLIKELY(!nl_slot_is(slot, fp))) {
         nl_slot_commit(slot, meta);
         return NL_GONE;
     }
-    return nl_log_allow_owned(rule, chunks, slot, meta, now, limit, cost, view);
+    return nl_log_allow_owned(us, rule, chunks, slot, meta, now, limit, cost, patience, view);
 }
 
 #endif

@@ -74,21 +74,19 @@ static inline void nl_bucket_pass(nl_bucket *bucket, uint64_t one) { nl_store64(
 
 /* Adds an entry. Under the lock. False: all 768 places are taken. */
 static inline bool nl_segment_add(nl_segment *segment, nl_bucket *buckets, nl_fingerprint fp, uint32_t id) {
-    uint32_t at = nl_home_of(fp);
-    if (segment->used == NL_SEGMENT_ENTRIES) return false;
-    for (;;) {
-        nl_bucket *bucket = &buckets[at];
-        uint64_t free_places = nl_tags_match(bucket->tags, 0);
-        if (free_places) {
-            uint32_t place = nl_first_hit(free_places);
-            nl_store32(&bucket->ids[place], id);
-            nl_bucket_set_tag(bucket, place, nl_tag_of(fp));
-            segment->used++;
-            return true;
-        }
-        nl_bucket_pass(bucket, 1);
-        at = (at + 1) & (NL_SEGMENT_BUCKETS - 1);
-    }
+    uint32_t at = nl_home_of(fp), walked = 0;
+    while (walked < NL_SEGMENT_BUCKETS && !nl_tags_match(buckets[at].tags, 0)) walked++, at = (at + 1) & (NL_SEGMENT_BUCKETS - 1);
+    if (walked == NL_SEGMENT_BUCKETS) return false;
+    for (uint32_t full = nl_home_of(fp); walked; walked--, full = (full + 1) & (NL_SEGMENT_BUCKETS - 1))
+        nl_bucket_pass(&buckets[full], 1); /* before the entry: searches must come this far */
+    NL_POINT(insert_passed);
+    uint32_t place = nl_first_hit(nl_tags_match(buckets[at].tags, 0));
+    nl_store32(&buckets[at].ids[place], id);
+    NL_POINT(insert_id);
+    nl_bucket_set_tag(&buckets[at], place, nl_tag_of(fp));
+    NL_POINT(insert_tag);
+    segment->used++;
+    return true;
 }
 
 /* Removes the entry (fp, id), if it is there. Under the lock. */
@@ -100,6 +98,7 @@ static inline bool nl_segment_remove(nl_segment *segment, nl_bucket *buckets, nl
             uint32_t place = nl_first_hit(hits);
             if (bucket->ids[place] != id) continue;
             nl_bucket_set_tag(bucket, place, 0);
+            NL_POINT(free_tag);
             nl_store32(&bucket->ids[place], 0);
             for (at = nl_home_of(fp); walked; walked--, at = (at + 1) & (NL_SEGMENT_BUCKETS - 1))
                 nl_bucket_pass(&buckets[at], (uint64_t)-1);
@@ -110,6 +109,34 @@ static inline bool nl_segment_remove(nl_segment *segment, nl_bucket *buckets, nl
         at = (at + 1) & (NL_SEGMENT_BUCKETS - 1);
     }
     return false;
+}
+
+/* Who inherits a segment's lock makes it whole: entries that lead to no key of theirs go (the slot was freed, or is not yet the
+ * key's), and what is counted is counted anew. Under the lock; looks at all 768 places, and may itself be cut short anywhere. */
+static NL_COLD void nl_segment_mend(nl_segment *segment, uint32_t number, nl_bucket *buckets, const nl_slab *slab,
+                                    const uint32_t *directory, uint32_t mask) {
+    uint32_t used = 0, passed[NL_SEGMENT_BUCKETS] = {0};
+    NL_POINT(repair_began);
+    for (uint32_t at = 0; at < NL_SEGMENT_BUCKETS; at++) {
+        for (uint32_t i = 0; i < NL_BUCKET_ENTRIES; i++) {
+            uint32_t tag = (uint32_t)(buckets[at].tags[i >> 3] >> 8 * (i & 7)) & 0xff, id = buckets[at].ids[i];
+            if (!tag) continue;
+            const nl_slot *slot = id < slab->most ? nl_slab_slot(slab, id) : NULL;
+            nl_fingerprint fp = {0, 0};
+            if (slot) fp.lo = nl_load64_acquire(&slot->fingerprint[0]), fp.hi = nl_load64(&slot->fingerprint[1]);
+            if (!fp.lo || nl_tag_of(fp) != tag || nl_load32(&directory[(uint32_t)fp.lo & mask]) != number) {
+                nl_bucket_set_tag(&buckets[at], i, 0);
+                NL_POINT(repair_entry);
+                continue;
+            }
+            used++;
+            for (uint32_t walk = nl_home_of(fp); walk != at; walk = (walk + 1) & (NL_SEGMENT_BUCKETS - 1)) passed[walk]++;
+        }
+    }
+    for (uint32_t at = 0; at < NL_SEGMENT_BUCKETS; at++)
+        nl_store64(&buckets[at].tags[1], (buckets[at].tags[1] & 0xffffffff) | (uint64_t)passed[at] << 32);
+    segment->used = used;
+    NL_POINT(repair_done);
 }
 
 /* Moves the entries whose fingerprints have bit `depth` set to a new segment (filled, nobody sees it yet). Under the lock of

@@ -13,6 +13,7 @@
  *   limit >= 7     ring[0..3] is the log while it has at most 4 stamps            selector 0
  *                  ring[4] or ring[5] refers to a chunk that holds the log        selector 1 or 2: growing writes the other
  *                  (chunk.h)                                                      field, then meta: one store commits
+ *                  A field that is not selected is 0, or refers to a chunk that a dead owner left over (chunk.h).
  *   ... and where 46-2b bits of epoch don't reach over all times (limits above 63 with short windows), ring[3] is the
  *   *era*: an epoch at or before the newest stamp's, less than 2^(46-2b) before it, so that the epoch is known in full.
  *
@@ -88,30 +89,32 @@ NL_ALWAYS_INLINE int64_t nl_slot_epochs_since(nl_shape s, const nl_slot *slot, u
 
 /* Takes the slot; *meta is then what was published, without the owner. A dead owner left a consistent log: taking the word
  * over is all the repair there is. */
-NL_ALWAYS_INLINE bool nl_slot_try(nl_slot *slot, uint64_t *meta) {
+NL_ALWAYS_INLINE bool nl_slot_try(const nl_party *us, nl_slot *slot, uint64_t *meta) {
     uint64_t seen = nl_load64(&slot->meta);
     uint32_t owner = nl_meta_owner(seen);
-    if (NL_UNLIKELY(owner) && !nl_owner_is_dead(owner)) return false;
+    if (NL_UNLIKELY(owner) && !nl_owner_is_dead(us, owner)) return false;
     *meta = seen & ~(uint64_t)NL_OWNER_MASK;
-    return nl_cas64(&slot->meta, seen, *meta | nl_me());
+    return nl_cas64(&slot->meta, seen, *meta | nl_me(us));
 }
 
-/* Takes the slot, waiting for it: for ever, or (quick) for a bounded number of spins. */
-static inline bool nl_slot_take(nl_slot *slot, uint64_t *meta, bool wait) {
-    if (NL_LIKELY(nl_slot_try(slot, meta))) return true;
-    for (int i = 0; wait || i < NL_QUICK_SPINS; i++) {
-        nl_back_off(i);
-        if (nl_slot_try(slot, meta)) return true;
-    }
+static NL_NOINLINE bool nl_slot_wait(const nl_party *us, nl_slot *slot, uint64_t *meta, nl_patience patience) {
+    nl_wait w = {0, 0};
+    while (nl_wait_on(us, &w, patience, nl_meta_owner(nl_load64(&slot->meta))))
+        if (nl_slot_try(us, slot, meta)) return true;
     return false;
+}
+
+/* Takes the slot, waiting for it with so much patience. */
+NL_ALWAYS_INLINE bool nl_slot_take(const nl_party *us, nl_slot *slot, uint64_t *meta, nl_patience patience) {
+    return NL_LIKELY(nl_slot_try(us, slot, meta)) || nl_slot_wait(us, slot, meta, patience);
 }
 
 /* Publishes `meta` and lets go of the slot, in one store. Everything written before is seen by whoever sees it. */
 NL_ALWAYS_INLINE void nl_slot_commit(nl_slot *slot, uint64_t meta) { nl_store64_release(&slot->meta, meta); }
 
 /* Publishes `meta` and keeps the slot. The fence holds all later stores back behind it. */
-NL_ALWAYS_INLINE void nl_slot_publish(nl_slot *slot, uint64_t meta) {
-    nl_store64(&slot->meta, meta | nl_me());
+NL_ALWAYS_INLINE void nl_slot_publish(const nl_party *us, nl_slot *slot, uint64_t meta) {
+    nl_store64_release(&slot->meta, meta | nl_me(us));
     nl_fence_release();
 }
 

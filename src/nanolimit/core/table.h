@@ -5,7 +5,8 @@
  *   directory   u32 segment numbers; doubles in place. The only pointers are this process's own, to where the regions begin:
  *               everything stored is a number, so that the same bytes can serve in a file.
  *   segment     splits in two when 690 of its 768 places are taken: extendible hashing (Fagin, Nievergelt, Pippenger and
- *               Strong, 1979), so no call ever moves more than one segment's entries.
+ *               Strong, 1979), so no call ever moves more than one segment's entries. A shared table (shared.h) has all its
+ *               segments from the start, 560 keys to each, and none ever splits.
  *   slot        48 bytes that never move. A key that holds no live stamp is idle: it holds no information, and its slot goes
  *               to whoever needs one. A hand walks the slab, a few slots an insert, and finds them; that is all the expiry.
  *
@@ -29,14 +30,14 @@ enum { NL_ON_FULL_ALLOW, NL_ON_FULL_DENY, NL_ON_FULL_EVICT };
 enum { NL_KEY_STR1, NL_KEY_STR2, NL_KEY_STR4, NL_KEY_BYTES, NL_KEY_INT, NL_KEY_INT_NEGATIVE, NL_KEY_INT_LARGE, NL_KEY_UUID,
        NL_KEY_ADDRESS, NL_KEY_TUPLE, NL_KEY_KINDS };
 /* Why a call must not take the short way; all off in a plain limiter. */
-enum { NL_FLAG_CLOSED = 1, NL_FLAG_CLOCK = 2, NL_FLAG_EVENTS = 4 };
+enum { NL_FLAG_CLOSED = 1, NL_FLAG_CLOCK = 2, NL_FLAG_EVENTS = 4, NL_FLAG_CHILD = 8 /* of a fork: not yet a member of the table */ };
 
 typedef struct { /* stored: what all users of the table share */
     uint64_t secret[2];
     uint64_t window_ns;
     uint32_t limit;     /* may change at run time */
     uint32_t mask;      /* the directory's size - 1 */
-    uint32_t segments;  /* made so far */
+    uint32_t segments;  /* made so far; in a shared table all that there are */
     uint32_t dropped;   /* of them, with their page handed back */
     nl_lock directory_lock;
     nl_slab_state slab;
@@ -44,17 +45,23 @@ typedef struct { /* stored: what all users of the table share */
     nl_counters counters;
 } nl_head;
 
+enum { NL_REGION_HEADER, NL_REGION_MEMBERS, NL_REGION_HEAD, NL_REGION_DIRECTORY, NL_REGION_SEGMENTS, NL_REGION_BUCKETS, NL_REGION_BITMAP,
+       NL_REGION_SLOTS, NL_REGION_SPANS, NL_REGION_SETS, NL_REGION_CHUNKS, NL_REGIONS };
+
 typedef struct { /* one process's view of a table */
     uint32_t flags;
     uint32_t on_full;
+    int clock;          /* which one tells the time, if no callable does */
     nl_rule rule;
     nl_head *head;
     uint32_t *directory;
     nl_bucket *buckets;
     nl_segment *segments;
+    uint64_t *stripe;   /* the counters of whoever holds this process's GIL */
+    nl_party us;
     nl_slab slab;
     nl_chunks chunks;
-    nl_region memory, head_region, directory_region, segment_region, bucket_region;
+    nl_region memory, directory_region, segment_region, bucket_region;
     size_t page_bytes;
     nl_hash_seed seeds[NL_KEY_KINDS];
 } nl_table;
@@ -65,6 +72,7 @@ typedef struct {
     uint32_t max_keys;
     uint32_t on_full;
     uint64_t secret[2];
+    uint32_t typical; /* a shared table's: how many stamps a live key holds on average, for which there is memory */
 } nl_config;
 
 /* --- a table's life --------------------------------------------------------------------------------------------- */
@@ -86,50 +94,82 @@ static inline bool nl_index_commit(nl_table *t) {
            nl_region_commit(&t->directory_region, entries * 4, t->page_bytes);
 }
 
-/* Reserves what max_keys can come to need, commits what an empty table needs. False: the system has no such room. */
-static inline bool nl_table_open(nl_table *t, const nl_config *config) {
-    memset(t, 0, sizeof *t);
-    const uint64_t keys = config->max_keys, page = t->page_bytes = nl_page_bytes();
-    const uint64_t segments = keys / 128 + 8; /* they are at least half of 690 full, on average 70 % */
-    t->rule = nl_rule_of(config->limit, config->window_ns);
-    t->on_full = config->on_full;
-    uint64_t chunk_bytes = 0;
-    if (t->rule.shape.has_chunks) { /* each key's log in full, and once more for those that are just growing */
-        chunk_bytes = 2 * keys * 4 * nl_power_of_two_above(config->limit) + (NL_CHUNK_CLASSES + 1) * ((uint64_t)1 << NL_SPAN_SHIFT);
-        if (chunk_bytes > (uint64_t)64 << 30) chunk_bytes = (uint64_t)64 << 30;
-    }
-    nl_region *regions[] = {&t->head_region, &t->directory_region, &t->segment_region, &t->bucket_region,
-                            &t->slab.slots,  &t->slab.bitmap,      &t->chunks.spans,   &t->chunks.chunks};
-    const uint64_t sizes[] = {sizeof(nl_head),
-                              4 * 16 * nl_power_of_two_above(segments),
-                              segments * sizeof(nl_segment),
-                              segments * NL_SEGMENT_BUCKETS * sizeof(nl_bucket),
-                              keys * sizeof(nl_slot),
-                              nl_slab_bitmap_bytes(keys),
-                              chunk_bytes ? ((chunk_bytes >> NL_SPAN_SHIFT) + 2) * sizeof(nl_span) : 0,
-                              chunk_bytes};
-    for (int i = 0; i < 8; i++) {
-        regions[i]->bytes = (sizes[i] + page - 1) / page * page;
-        t->memory.bytes += regions[i]->bytes;
-    }
-    if (t->memory.bytes > SIZE_MAX || !(t->memory.base = (unsigned char *)nl_reserve((size_t)t->memory.bytes))) return false;
+/* The sizes of the regions, in whole pages; their sum. */
+static inline uint64_t nl_table_measure(const nl_config *config, uint64_t header_bytes, uint64_t members, uint64_t segments,
+                                        uint64_t directory, uint64_t chunk_bytes, uint64_t page, uint64_t sizes[NL_REGIONS]) {
+    chunk_bytes = (chunk_bytes + page - 1) / page * page;
+    const uint64_t keys = config->max_keys, spans = chunk_bytes >> NL_SPAN_SHIFT;
+    const uint64_t bytes[NL_REGIONS] = {header_bytes,
+                                        members * sizeof(nl_member),
+                                        sizeof(nl_head),
+                                        4 * directory,
+                                        segments * sizeof(nl_segment),
+                                        segments * NL_SEGMENT_BUCKETS * sizeof(nl_bucket),
+                                        nl_slab_bitmap_bytes(keys),
+                                        keys * sizeof(nl_slot),
+                                        chunk_bytes ? (spans + 2) * sizeof(nl_span) : 0,
+                                        nl_chunk_set_bytes(chunk_bytes),
+                                        chunk_bytes};
+    uint64_t sum = 0;
+    for (int i = 0; i < NL_REGIONS; i++) sum += sizes[i] = (bytes[i] + page - 1) / page * page;
+    return sum;
+}
+
+/* Finds the regions in t->memory. What of each is committed is for the caller to say. */
+static inline void nl_table_lay_out(nl_table *t, uint32_t max_keys, const uint64_t sizes[NL_REGIONS]) {
+    nl_region *regions[NL_REGIONS] = {[NL_REGION_DIRECTORY] = &t->directory_region, [NL_REGION_SEGMENTS] = &t->segment_region,
+                                      [NL_REGION_BUCKETS] = &t->bucket_region,     [NL_REGION_BITMAP] = &t->slab.bitmap,
+                                      [NL_REGION_SLOTS] = &t->slab.slots,          [NL_REGION_SPANS] = &t->chunks.spans,
+                                      [NL_REGION_SETS] = &t->chunks.sets_region,   [NL_REGION_CHUNKS] = &t->chunks.chunks};
     unsigned char *at = t->memory.base;
-    for (int i = 0; i < 8; i++) regions[i]->base = at, at += regions[i]->bytes;
-    if (!nl_region_commit(&t->head_region, sizeof(nl_head), page)) goto failed;
-    t->head = (nl_head *)(void *)t->head_region.base;
+    for (int i = 0; i < NL_REGIONS; at += sizes[i++]) {
+        if (i == NL_REGION_MEMBERS && sizes[i]) t->us.members = (nl_member *)(void *)at;
+        if (i == NL_REGION_HEAD) t->head = (nl_head *)(void *)at;
+        if (!regions[i]) continue;
+        regions[i]->base = at;
+        regions[i]->bytes = sizes[i];
+    }
     t->directory = (uint32_t *)(void *)t->directory_region.base;
     t->segments = (nl_segment *)(void *)t->segment_region.base;
     t->buckets = (nl_bucket *)(void *)t->bucket_region.base;
     t->slab.state = &t->head->slab;
     t->chunks.state = &t->head->chunks;
-    nl_slab_lay_out(&t->slab, config->max_keys);
+    t->stripe = t->head->counters.stripes[0];
+    nl_slab_lay_out(&t->slab, max_keys);
+    nl_chunks_lay_out(&t->chunks, nl_slab_slot(&t->slab, 0), max_keys);
+}
+
+static inline void nl_table_learn(nl_table *t, const nl_head *head) { /* what keys are hashed with */
+    for (int kind = 0; kind < NL_KEY_KINDS; kind++) t->seeds[kind] = nl_hash_derive(head->secret, (uint64_t)kind);
+}
+
+/* A private table: reserves what max_keys can come to need, commits what an empty table needs. False: the system has no such room. */
+static inline bool nl_table_open(nl_table *t, const nl_config *config) {
+    memset(t, 0, sizeof *t);
+    const uint64_t keys = config->max_keys, page = t->page_bytes = nl_page_bytes();
+    const uint64_t segments = keys / 128 + 8; /* they are at least half of 690 full, on average 70 % */
+    uint64_t sizes[NL_REGIONS], chunk_bytes = 0;
+    t->rule = nl_rule_of(config->limit, config->window_ns);
+    t->on_full = config->on_full;
+    t->clock = NL_CLOCK_PRIVATE;
+    t->us.me = &nl_process.generation;
+    if (t->rule.shape.has_chunks) { /* each key's log in full, and once more for those that are just growing */
+        chunk_bytes = 2 * keys * 4 * nl_power_of_two_above(config->limit) + (NL_CHUNK_CLASSES + 1) * ((uint64_t)1 << NL_SPAN_SHIFT);
+        if (chunk_bytes > (uint64_t)64 << 30) chunk_bytes = (uint64_t)64 << 30;
+        chunk_bytes = chunk_bytes >> NL_SPAN_SHIFT << NL_SPAN_SHIFT;
+    }
+    t->memory.bytes = nl_table_measure(config, 0, 0, segments, 16 * nl_power_of_two_above(segments), chunk_bytes, page, sizes);
+    if (t->memory.bytes > SIZE_MAX || !(t->memory.base = (unsigned char *)nl_reserve((size_t)t->memory.bytes))) return false;
+    nl_table_lay_out(t, config->max_keys, sizes);
+    if (!nl_commit(t->head, sizeof(nl_head)) ||
+        !nl_region_commit(&t->chunks.sets_region, t->chunks.sets_region.bytes, page)) goto failed;
     t->head->segments = 1; /* segment 0, depth 0: zeros, and the directory's only entry */
     if (!nl_index_commit(t) || !nl_slab_commit(&t->slab, page)) goto failed;
     t->head->window_ns = config->window_ns;
     t->head->limit = config->limit;
     t->head->secret[0] = config->secret[0];
     t->head->secret[1] = config->secret[1];
-    for (int kind = 0; kind < NL_KEY_KINDS; kind++) t->seeds[kind] = nl_hash_derive(config->secret, (uint64_t)kind);
+    nl_table_learn(t, t->head);
     return true;
 failed:
     nl_release(t->memory.base, (size_t)t->memory.bytes);
@@ -137,11 +177,20 @@ failed:
     return false;
 }
 
-/* When the last call has left. */
+/* A private table, when the last call has left. */
 static inline void nl_table_close(nl_table *t) {
     if (t->memory.base) nl_release(t->memory.base, (size_t)t->memory.bytes);
     t->memory.base = NULL;
 }
+
+static inline uint64_t nl_table_count(const nl_table *t, uint32_t what) {
+    uint64_t sum = nl_counters_sum(&t->head->counters, what);
+    for (uint32_t i = 1; t->us.members && i < NL_MEMBERS && nl_load64(&t->us.members[i].word); i++) /* places are used from the front */
+        sum += nl_load64(&t->us.members[i].counters[what]);
+    return sum;
+}
+
+static inline uint64_t nl_table_log_bytes(const nl_table *t) { return (uint64_t)nl_load32(&t->head->chunks.busy) << NL_SPAN_SHIFT; }
 
 static inline uint32_t nl_table_keys(const nl_table *t) { /* slots in use, idle ones included */
     uint32_t freed = nl_load32(&t->head->slab.freed), fresh = nl_load32(&t->head->slab.fresh);
@@ -151,6 +200,7 @@ static inline uint32_t nl_table_keys(const nl_table *t) { /* slots in use, idle 
 /* Pages that were touched and not handed back. */
 static inline uint64_t nl_table_bytes(const nl_table *t) {
     const nl_head *h = t->head;
+    if (t->us.members) return t->memory.bytes; /* taken as a whole when it was made */
     const uint64_t page = t->page_bytes, segments = nl_load32(&h->segments), fresh = nl_load32(&h->slab.fresh);
     uint64_t bytes[] = {sizeof(nl_head), 4 * ((uint64_t)nl_load32(&h->mask) + 1), segments * sizeof(nl_segment),
                         (segments - nl_load32(&h->dropped)) * NL_SEGMENT_BUCKETS * sizeof(nl_bucket),
@@ -189,13 +239,21 @@ NL_ALWAYS_INLINE void nl_prefetch_slot(const nl_table *t, nl_fingerprint fp) {
     NL_PREFETCH(slot + sizeof(nl_slot) - 1);
 }
 
-/* Locks the segment that covers a fingerprint. NULL: quick, and somebody has it. */
-static inline nl_segment *nl_segment_lock(nl_table *t, nl_fingerprint fp, bool wait, uint32_t *number) {
+static inline bool nl_segment_enter(nl_table *t, uint32_t number, nl_patience patience) {
+    nl_segment *segment = &t->segments[number];
+    nl_taking taking = nl_lock_take(&t->us, &segment->lock, patience);
+    if (NL_UNLIKELY(taking == NL_INHERITED))
+        nl_segment_mend(segment, number, nl_segment_buckets(t, number), &t->slab, t->directory, nl_load32(&t->head->mask));
+    if (taking != NL_BUSY) NL_POINT(segment_locked);
+    return taking != NL_BUSY;
+}
+
+/* Locks the segment that covers a fingerprint. NULL: no patience left. */
+static inline nl_segment *nl_segment_lock(nl_table *t, nl_fingerprint fp, nl_patience patience, uint32_t *number) {
     for (;;) {
         *number = nl_segment_of(t, fp);
         nl_segment *segment = &t->segments[*number];
-        if (wait) nl_lock_wait(&segment->lock);
-        else if (!nl_lock_quick(&segment->lock)) return NULL;
+        if (!nl_segment_enter(t, *number, patience)) return NULL;
         if ((fp.lo & (((uint64_t)1 << segment->depth) - 1)) == segment->prefix) return segment;
         nl_unlock(&segment->lock); /* it was split while we came */
     }
@@ -203,18 +261,23 @@ static inline nl_segment *nl_segment_lock(nl_table *t, nl_fingerprint fp, bool w
 
 /* --- removing ---------------------------------------------------------------------------------------------------- */
 
-/* Frees an entry's slot under its segment's lock, owning the slot, whose published meta is given; lets go of the slot.
- * Returns the chunk that is left over, for the caller to give back. The slot itself is the caller's. */
-static inline uint32_t nl_free_slot(nl_table *t, nl_segment *segment, nl_bucket *buckets, nl_fingerprint fp, nl_slot *slot, uint64_t meta) {
-    uint32_t selector = nl_meta_selector(meta);
-    uint32_t chunk = selector ? nl_load32(&slot->ring[NL_REFERENCES + (selector & 1)]) : NL_CHUNK_NONE;
-    nl_segment_remove(segment, buckets, fp, (uint32_t)(slot - nl_slab_slot(&t->slab, 0)));
-    nl_slot_publish(slot, 0);
+/* Takes a key's slot in hand, under its segment's lock, owning the slot: first it is empty, then nobody's, then not in the index.
+ * What its reference fields refer to stays there until nl_slot_scrub. */
+static inline void nl_free_slot(nl_table *t, nl_segment *segment, nl_bucket *buckets, nl_fingerprint fp, nl_slot *slot) {
+    nl_slot_publish(&t->us, slot, 0);
+    NL_POINT(free_emptied);
     nl_store64(&slot->fingerprint[0], 0);
     nl_store64(&slot->fingerprint[1], 0);
-    for (int i = 0; i < 6; i++) nl_store32(&slot->ring[i], 0);
-    nl_slot_commit(slot, 0);
-    return chunk;
+    NL_POINT(free_fingerprint);
+    nl_segment_remove(segment, buckets, fp, nl_slab_id(&t->slab, slot));
+    NL_POINT(free_removed);
+}
+
+/* Of a slot in hand: gives back the chunks that it refers to, and leaves zeros. Within the gate, with no segment locked. */
+static inline void nl_slot_scrub(nl_table *t, nl_slot *slot) {
+    const int stamps = t->rule.shape.has_chunks ? NL_REFERENCES : 6;
+    for (int i = NL_REFERENCES; i < 6 && stamps == NL_REFERENCES; i++) nl_chunk_give(&t->us, &t->chunks, &slot->ring[i]);
+    for (int i = 0; i < stamps; i++) nl_store32(&slot->ring[i], 0);
 }
 
 NL_ALWAYS_INLINE bool nl_slot_is_idle(const nl_table *t, const nl_slot *slot, uint64_t meta, nl_now now) {
@@ -222,23 +285,20 @@ NL_ALWAYS_INLINE bool nl_slot_is_idle(const nl_table *t, const nl_slot *slot, ui
     return !nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log) || !log.used;
 }
 
-/* Removes a key if it is idle, or whatever it is. Within the gate. True: the slot is the caller's now. */
+/* Removes a key if it is idle, or whatever it is. Within the gate. True: the slot is in the caller's hand now. */
 static inline bool nl_remove(nl_table *t, nl_fingerprint fp, nl_slot *slot, nl_now now, bool live_too) {
-    uint32_t number, chunk = NL_CHUNK_NONE;
+    uint32_t number;
     uint64_t meta;
     bool removed = false;
-    nl_segment *segment = nl_segment_lock(t, fp, false, &number);
+    nl_segment *segment = nl_segment_lock(t, fp, NL_QUICKLY, &number);
     if (!segment) return false;
-    if (nl_slot_is(slot, fp) && nl_slot_try(slot, &meta)) {
-        if (live_too || nl_slot_is_idle(t, slot, meta, now)) {
-            chunk = nl_free_slot(t, segment, nl_segment_buckets(t, number), fp, slot, meta);
-            removed = true;
-        } else {
-            nl_slot_commit(slot, meta);
-        }
+    if (nl_slot_is(slot, fp) && nl_slot_try(&t->us, slot, &meta)) {
+        removed = nl_slot_is(slot, fp) && (live_too || nl_slot_is_idle(t, slot, meta, now));
+        if (removed) nl_free_slot(t, segment, nl_segment_buckets(t, number), fp, slot);
+        else nl_slot_commit(slot, meta);
     }
     nl_unlock(&segment->lock);
-    if (chunk) nl_chunk_give(&t->chunks, chunk);
+    if (removed) nl_slot_scrub(t, slot);
     return removed;
 }
 
@@ -253,6 +313,7 @@ typedef struct {
 static inline uint32_t nl_hand(nl_table *t, nl_now now, uint32_t steps, nl_hand_view *view) {
     nl_slab_state *state = t->slab.state;
     uint32_t fresh = nl_load32_acquire(&state->fresh), at = nl_load32(&state->hand), id = NL_NO_SLOT;
+    if (NL_UNLIKELY(fresh > t->slab.most)) fresh = t->slab.most; /* only in a damaged file */
     view->oldest = NULL;
     view->oldest_tick = UINT64_MAX;
     view->saw_only_live = true;
@@ -268,8 +329,10 @@ static inline uint32_t nl_hand(nl_table *t, nl_now now, uint32_t steps, nl_hand_
             if (log.newest_tick < view->oldest_tick) view->oldest_tick = log.newest_tick, view->oldest = slot;
             continue;
         }
-        if (seen && nl_remove(t, fp, slot, now, false)) {
+        if (fp.lo ? seen && nl_remove(t, fp, slot, now, false) : t->us.members && nl_slab_claim(&t->us, &t->slab, at)) {
+            if (!fp.lo) nl_slot_scrub(t, slot);
             id = at++;
+            NL_POINT(hand_took);
             break;
         }
         view->saw_only_live = false; /* free, or in somebody's hands */
@@ -296,17 +359,22 @@ static inline uint32_t nl_slot_reclaim(nl_table *t, nl_now now, bool may_displac
     nl_fingerprint fp = {nl_load64_acquire(&view.oldest->fingerprint[0]), nl_load64(&view.oldest->fingerprint[1])};
     if (!fp.lo || !nl_remove(t, fp, view.oldest, now, true)) return NL_NO_SLOT;
     *displaced = NL_DISPLACED;
-    return (uint32_t)(view.oldest - nl_slab_slot(&t->slab, 0));
+    return nl_slab_id(&t->slab, view.oldest);
 }
 
-/* A slot for a new key, all zeros and nobody else's; NL_NO_SLOT: full. Within the gate. */
-static inline uint32_t nl_slot_supply(nl_table *t, nl_now now, bool may_displace, nl_outcome *displaced) {
+/* A slot in hand for a new key; NL_NO_SLOT: full; NL_SLOT_STALLED: no patience left. Within the gate. */
+static inline uint32_t nl_slot_supply(nl_table *t, nl_now now, bool may_displace, nl_patience patience, nl_outcome *displaced) {
     uint32_t id;
     nl_hand_view view;
+    nl_wait w = {0, 0};
     if (nl_load32(&t->head->slab.fresh) >= NL_HAND_FROM && (id = nl_hand(t, now, NL_HAND_STEP, &view)) != NL_NO_SLOT) return id;
-    while ((id = nl_slab_take(&t->slab)) == NL_SLOT_UNCOMMITTED)
-        if (!nl_slab_commit(&t->slab, t->page_bytes)) break;
-    return id < NL_SLOT_UNCOMMITTED ? id : nl_slot_reclaim(t, now, may_displace, displaced);
+    for (;;) {
+        id = nl_slab_take(&t->us, &t->slab, patience);
+        if (id == NL_SLOT_UNCOMMITTED && nl_slab_commit(&t->slab, t->page_bytes)) continue;
+        if (id != NL_SLOT_BUSY) break;
+        if (!nl_wait_on(&t->us, &w, patience, 0)) return NL_SLOT_STALLED;
+    }
+    return id == NL_NO_SLOT || id == NL_SLOT_UNCOMMITTED ? nl_slot_reclaim(t, now, may_displace, displaced) : id;
 }
 
 typedef enum { NL_SPLIT_DONE, NL_SPLIT_UNCOMMITTED, NL_SPLIT_IMPOSSIBLE } nl_split_outcome;
@@ -337,16 +405,16 @@ static inline nl_split_outcome nl_split_prepare(nl_table *t, uint32_t depth, uin
 static NL_NOINLINE nl_split_outcome nl_split_segment(nl_table *t, nl_segment *segment, uint32_t number) {
     nl_split split;
     uint32_t depth = segment->depth, to = 0;
-    nl_lock_wait(&t->head->directory_lock);
+    nl_lock_take(&t->us, &t->head->directory_lock, NL_WAITING);
     nl_split_outcome outcome = nl_split_prepare(t, depth, &to);
     nl_unlock(&t->head->directory_lock);
     if (outcome != NL_SPLIT_DONE) return outcome;
     nl_segment *sibling = &t->segments[to];
-    nl_lock_wait(&sibling->lock); /* against walkers; nobody else can have it */
+    nl_lock_take(&t->us, &sibling->lock, NL_WAITING); /* against walkers; nobody else can have it */
     sibling->depth = (uint16_t)(depth + 1);
     sibling->prefix = segment->prefix | (uint32_t)((uint64_t)1 << depth);
     nl_segment_fill(nl_segment_buckets(t, number), &t->slab, depth, sibling, nl_segment_buckets(t, to), &split);
-    nl_lock_wait(&t->head->directory_lock);
+    nl_lock_take(&t->us, &t->head->directory_lock, NL_WAITING);
     for (uint64_t i = sibling->prefix; i <= t->head->mask; i += (uint64_t)1 << (depth + 1)) nl_store32_release(&t->directory[i], to);
     nl_unlock(&t->head->directory_lock);
     segment->depth = (uint16_t)(depth + 1);
@@ -355,25 +423,30 @@ static NL_NOINLINE nl_split_outcome nl_split_segment(nl_table *t, nl_segment *se
     return NL_SPLIT_DONE;
 }
 
-static inline nl_outcome nl_full(const nl_table *t, uint32_t limit, uint32_t cost, nl_now now, nl_view *view) {
-    bool allowed = t->on_full != NL_ON_FULL_DENY; /* who displaces others is not turned away for want of memory */
+/* The answer for want of room or, in a shared table, because an owner that lives kept all others waiting. */
+static inline nl_outcome nl_untracked(bool allowed, uint32_t limit, uint32_t cost, uint64_t now_ns, nl_view *view) {
     if (view) {
         memset(view, 0, sizeof *view);
-        view->now_ns = now.ns;
+        view->now_ns = now_ns;
         view->limit = limit;
         view->used = allowed ? cost : limit;
     }
     return (nl_outcome)(NL_UNTRACKED | (allowed ? NL_ALLOWED : NL_DENIED));
 }
 
+static inline nl_outcome nl_full(const nl_table *t, uint32_t limit, uint32_t cost, nl_now now, nl_view *view) {
+    /* who displaces others is not turned away for want of memory */
+    return nl_untracked(t->on_full != NL_ON_FULL_DENY, limit, cost, now.ns, view);
+}
+
 /* Looks for a key under its segment's lock, and inserts it where it is not: then *placed, and the slot is owned. NULL: nothing
  * is held; what to do next is in `next`. */
 typedef enum { NL_NEXT_AGAIN, NL_NEXT_COMMIT, NL_NEXT_FULL, NL_NEXT_NO_ROOM, NL_NEXT_WAIT } nl_next;
 
-static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, nl_now now, uint32_t *spare, bool *may_split, bool wait, bool *placed,
-                                uint64_t *meta, nl_next *next) {
+static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, nl_now now, uint32_t *spare, bool *may_split, nl_patience patience,
+                                bool *placed, uint64_t *meta, nl_next *next) {
     uint32_t number;
-    nl_segment *segment = nl_segment_lock(t, fp, wait, &number);
+    nl_segment *segment = nl_segment_lock(t, fp, patience, &number);
     *next = NL_NEXT_WAIT;
     if (!segment) return NULL;
     nl_bucket *buckets = nl_segment_buckets(t, number);
@@ -381,33 +454,40 @@ static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, nl_now now, uint
     *next = NL_NEXT_AGAIN;
     if (slot) {
         /* somebody was faster, or the look without the lock came at a bad moment */
-    } else if (*spare == NL_NO_SLOT) {
-        *next = NL_NEXT_FULL;
-    } else if (segment->used >= NL_SEGMENT_SPLITS_AT && *may_split) {
+    } else if (*spare >= NL_SLOT_STALLED) {
+        *next = *spare == NL_SLOT_STALLED ? NL_NEXT_WAIT : NL_NEXT_FULL;
+    } else if (segment->used >= NL_SEGMENT_SPLITS_AT && *may_split && !t->us.members) {
         nl_split_outcome split = nl_split_segment(t, segment, number);
         *may_split = split != NL_SPLIT_IMPOSSIBLE;
         if (split == NL_SPLIT_UNCOMMITTED) *next = NL_NEXT_COMMIT;
-    } else if (segment->used == NL_SEGMENT_ENTRIES) {
-        *next = NL_NEXT_NO_ROOM; /* in the index: it could not be split */
-    } else if (nl_slot_try(nl_slab_slot(&t->slab, *spare), meta)) { /* else a reader that came too late has it: again */
+    } else {
         slot = nl_slab_slot(&t->slab, *spare);
         nl_fence_release();
         nl_store64(&slot->fingerprint[1], fp.hi);
         nl_store64_release(&slot->fingerprint[0], fp.lo);
-        if (segment->dropped) segment->dropped = 0, nl_add32(&t->head->dropped, (uint32_t)-1);
-        uint64_t idle_from = now.tick + t->rule.window; /* earlier than the hand found, if the clock went back */
-        if (nl_load64(&t->slab.state->full_until) > idle_from) nl_store64(&t->slab.state->full_until, idle_from);
-        nl_segment_add(segment, buckets, fp, *spare);
-        *spare = NL_NO_SLOT;
-        *placed = true;
+        NL_POINT(insert_fingerprint);
+        if (nl_segment_add(segment, buckets, fp, *spare)) {
+            if (segment->dropped) segment->dropped = 0, nl_add32(&t->head->dropped, (uint32_t)-1);
+            uint64_t idle_from = now.tick + t->rule.window; /* earlier than the hand found, if the clock went back */
+            if (nl_load64(&t->slab.state->full_until) > idle_from) nl_store64(&t->slab.state->full_until, idle_from);
+            *spare = NL_NO_SLOT;
+            *placed = true;
+            *meta = 0; /* what is in hand is published as empty */
+        } else {
+            nl_store64(&slot->fingerprint[0], 0);
+            nl_store64(&slot->fingerprint[1], 0);
+            slot = NULL;
+            *next = NL_NEXT_NO_ROOM; /* in the index: it could not be split */
+        }
     }
     nl_unlock(&segment->lock);
+    if (*placed) NL_POINT(insert_placed);
     return slot;
 }
 
 /* The slow way: the key is not where it should be, or its log must grow. */
-static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_now now, uint32_t limit, uint32_t cost, bool wait,
-                                            nl_view *view) {
+static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_now now, uint32_t limit, uint32_t cost,
+                                            nl_patience patience, nl_view *view) {
     nl_outcome displaced = NL_DENIED;
     bool may_split = true, may_displace = false;
     for (int chunk_tries = 0, displace_tries = 0;;) {
@@ -416,11 +496,11 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
         nl_next next = NL_NEXT_AGAIN;
         nl_slot *slot = nl_find(t, fp);
         if (!slot) {
-            nl_gate_enter();
-            uint32_t spare = nl_slot_supply(t, now, may_displace, &displaced);
-            slot = nl_place(t, fp, now, &spare, &may_split, wait, &placed, &meta, &next);
-            if (spare != NL_NO_SLOT) nl_slab_give(&t->slab, &spare, 1);
-            nl_gate_leave();
+            nl_gate_enter(&t->us);
+            uint32_t spare = nl_slot_supply(t, now, may_displace, patience, &displaced);
+            slot = nl_place(t, fp, now, &spare, &may_split, patience, &placed, &meta, &next);
+            if (spare < NL_SLOT_STALLED) nl_slab_give(&t->us, &t->slab, &spare, 1);
+            nl_gate_leave(&t->us);
         }
         if (!slot) {
             if (next == NL_NEXT_WAIT) return (nl_outcome)(NL_WOULD_WAIT | displaced);
@@ -429,15 +509,15 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
             if (next == NL_NEXT_FULL) { /* now it is certain that the key is new: only then may a live key make room */
                 if (t->on_full != NL_ON_FULL_EVICT || !nl_load32(&t->head->slab.fresh)) return nl_full(t, limit, cost, now, view);
                 if (may_displace) { /* all that the hand saw were in use: there will be others */
-                    if (++displace_tries > NL_QUICK_SPINS && !wait) return (nl_outcome)(NL_WOULD_WAIT | displaced);
+                    if (++displace_tries > NL_QUICK_SPINS && (patience == NL_QUICKLY || t->us.members)) return (nl_outcome)(NL_WOULD_WAIT | displaced);
                     nl_back_off(displace_tries);
                 }
                 may_displace = true;
             }
             continue;
         }
-        nl_outcome outcome = placed ? nl_log_allow_owned(&t->rule, &t->chunks, slot, meta, now, limit, cost, view)
-                                    : nl_log_allow(&t->rule, &t->chunks, slot, fp, now, limit, cost, wait, view);
+        nl_outcome outcome = placed ? nl_log_allow_owned(&t->us, &t->rule, &t->chunks, slot, meta, now, limit, cost, patience, view)
+                                    : nl_log_allow(&t->us, &t->rule, &t->chunks, slot, fp, now, limit, cost, patience, view);
         if (outcome == NL_NO_CHUNK) { /* if it was placed, it stays, with an empty log: idle */
             if (placed) nl_store64(&t->slab.state->full_until, 0);
             if (!nl_chunks_commit(&t->chunks, t->page_bytes) || ++chunk_tries > 8) return nl_full(t, limit, cost, now, view);
@@ -449,8 +529,9 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
 
 /* --- the verbs --------------------------------------------------------------------------------------------------- */
 
-/* Decides, and counts if it fits. cost in 1 .. limit. `view`: NULL, or filled in. Any thread; time comes from the edge. */
-NL_ALWAYS_INLINE nl_outcome nl_check(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, bool wait, nl_view *view) {
+/* Decides, and counts if it fits. cost in 1 .. limit. `view`: NULL, or filled in. Any thread; time comes from the edge.
+ * NL_WOULD_WAIT although it was to wait: it stalled (shared tables only). */
+NL_ALWAYS_INLINE nl_outcome nl_check(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_patience patience, nl_view *view) {
     nl_now now = nl_rule_now(&t->rule, now_ns);
     uint32_t limit = nl_load32(&t->head->limit);
     nl_slot *slot = nl_find(t, fp);
@@ -458,26 +539,26 @@ NL_ALWAYS_INLINE nl_outcome nl_check(nl_table *t, nl_fingerprint fp, uint64_t no
         if (nl_log_deny(&t->rule, &t->chunks, slot, fp, now, limit, cost) == NL_DENIED &&
             (!view || (nl_log_peek(&t->rule, &t->chunks, slot, fp, now, limit, cost, view) && view->used + cost > limit)))
             return NL_DENIED; /* both: it may have changed between the two looks */
-        nl_outcome outcome = nl_log_allow(&t->rule, &t->chunks, slot, fp, now, limit, cost, wait, view);
+        nl_outcome outcome = nl_log_allow(&t->us, &t->rule, &t->chunks, slot, fp, now, limit, cost, patience, view);
         if (NL_LIKELY(!(outcome & (NL_GONE | NL_NO_CHUNK)))) return outcome;
     }
-    return nl_check_slow(t, fp, now, limit, cost, wait, view);
+    return nl_check_slow(t, fp, now, limit, cost, patience, view);
 }
 
 /* Would it fit? Counts nothing, inserts nothing. NL_ALLOWED, NL_DENIED or (quick) NL_WOULD_WAIT. */
-static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, bool wait, nl_view *view) {
+static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_patience patience, nl_view *view) {
     nl_now now = nl_rule_now(&t->rule, now_ns);
     uint32_t limit = nl_load32(&t->head->limit), number;
     for (;;) {
         nl_slot *slot = nl_find(t, fp);
         if (!slot) { /* for certain? */
-            nl_gate_enter();
-            nl_segment *segment = nl_segment_lock(t, fp, wait, &number);
+            nl_gate_enter(&t->us);
+            nl_segment *segment = nl_segment_lock(t, fp, patience, &number);
             if (segment) {
                 slot = nl_segment_find(nl_segment_buckets(t, number), &t->slab, fp);
                 nl_unlock(&segment->lock);
             }
-            nl_gate_leave();
+            nl_gate_leave(&t->us);
             if (!segment) return NL_WOULD_WAIT;
             if (!slot) {
                 memset(view, 0, sizeof *view);
@@ -489,7 +570,7 @@ static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns
         if (!nl_log_peek(&t->rule, &t->chunks, slot, fp, now, limit, cost, view)) { /* it keeps changing: take it */
             uint64_t meta;
             nl_log log;
-            if (!nl_slot_take(slot, &meta, wait)) return NL_WOULD_WAIT;
+            if (!nl_slot_take(&t->us, slot, &meta, patience)) return NL_WOULD_WAIT;
             bool same = nl_slot_is(slot, fp) && nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log);
             if (same) nl_log_view(&log, limit, cost, now, view);
             nl_slot_commit(slot, meta);
@@ -499,33 +580,36 @@ static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns
     }
 }
 
-/* Forgets a key. NL_ALLOWED: it had a live stamp; NL_DENIED: not; (quick) NL_WOULD_WAIT. */
-static inline nl_outcome nl_reset(nl_table *t, nl_fingerprint fp, uint64_t now_ns, bool wait) {
+/* Forgets a key. NL_ALLOWED: it had a live stamp; NL_DENIED: not; NL_WOULD_WAIT: as above. */
+static inline nl_outcome nl_reset(nl_table *t, nl_fingerprint fp, uint64_t now_ns, nl_patience patience) {
     nl_now now = nl_rule_now(&t->rule, now_ns);
-    for (int spins = 0;; spins++) {
-        uint32_t number, chunk = NL_CHUNK_NONE;
+    nl_wait w = {0, 0};
+    for (;;) {
+        uint32_t number, owner = 0;
         uint64_t meta;
-        bool live = false, busy = false;
-        nl_gate_enter();
-        nl_segment *segment = nl_segment_lock(t, fp, wait, &number);
+        bool live = false, freed = false;
+        nl_gate_enter(&t->us);
+        nl_segment *segment = nl_segment_lock(t, fp, patience, &number);
+        nl_slot *slot = NULL;
         if (segment) {
-            nl_slot *slot = nl_segment_find(nl_segment_buckets(t, number), &t->slab, fp);
-            busy = slot && !nl_slot_try(slot, &meta);
-            if (slot && !busy) {
+            slot = nl_segment_find(nl_segment_buckets(t, number), &t->slab, fp);
+            if (slot && (freed = nl_slot_try(&t->us, slot, &meta))) {
                 live = !nl_slot_is_idle(t, slot, meta, now);
-                chunk = nl_free_slot(t, segment, nl_segment_buckets(t, number), fp, slot, meta);
+                nl_free_slot(t, segment, nl_segment_buckets(t, number), fp, slot);
+            } else if (slot) {
+                owner = nl_meta_owner(nl_load64(&slot->meta));
             }
             nl_unlock(&segment->lock);
-            if (chunk) nl_chunk_give(&t->chunks, chunk);
-            if (slot && !busy) {
-                uint32_t id = (uint32_t)(slot - nl_slab_slot(&t->slab, 0));
-                nl_slab_give(&t->slab, &id, 1);
+            if (freed) {
+                uint32_t id = nl_slab_id(&t->slab, slot);
+                nl_slot_scrub(t, slot);
+                nl_slab_give(&t->us, &t->slab, &id, 1);
             }
         }
-        nl_gate_leave();
-        if (segment && !busy) return live ? NL_ALLOWED : NL_DENIED;
-        if (!wait && (!segment || spins == NL_QUICK_SPINS)) return NL_WOULD_WAIT;
-        nl_back_off(spins);
+        nl_gate_leave(&t->us);
+        if (!segment) return NL_WOULD_WAIT;
+        if (!slot || freed) return live ? NL_ALLOWED : NL_DENIED;
+        if (!nl_wait_on(&t->us, &w, patience, owner)) return NL_WOULD_WAIT;
     }
 }
 

@@ -2,9 +2,10 @@
  *
  *   index    each entry's slot has a fingerprint that belongs into that segment and can be found; `used` and `passed` agree
  *            with the entries; each directory entry leads to the segment that covers it
- *   slots    each slot is in the index, or free and all zeros, once; nobody owns one
+ *   slots    each slot is in the index, or free and all zeros, once; nobody owns one. In a shared table dead owners may have left
+ *            orphans, which hold no stamps
  *   logs     head and count lie within their ring; stamps ascend and are within a window of the newest; no more than the limit
- *   chunks   each chunk belongs to one log or is free
+ *   chunks   each chunk belongs to one log or is free; in a shared table one may be left over in a field that is not selected
  */
 #ifndef NL_VERIFY_H
 #define NL_VERIFY_H
@@ -16,6 +17,36 @@
 
 #define NL_BROKEN(...) return snprintf(message, bytes, __VA_ARGS__), message
 
+static inline const char *nl_verify_chunk(const nl_table *t, uint32_t id, uint32_t reference, uint64_t *chunks, char *message,
+                                          size_t bytes) {
+    nl_chunk_place place;
+    nl_ring ring = nl_chunk_ring(&t->chunks, reference);
+    if (!nl_chunk_find(&t->chunks, reference, &place)) NL_BROKEN("slot %u refers to a chunk that there is not: %x", id, reference);
+    nl_span *span = nl_span_at(&t->chunks, place.span);
+    uint64_t unit = (uint64_t)((unsigned char *)ring.stamps - t->chunks.chunks.base) >> NL_CHUNK_UNIT_SHIFT;
+    if (span->class_ != place.class_ + 1) NL_BROKEN("slot %u: its chunk is of another class than its span", id);
+    if (span->free_bits[place.bit / 64] >> place.bit % 64 & 1) NL_BROKEN("slot %u: its chunk is free", id);
+    for (uint64_t i = 0; i < ring.capacity >> NL_CHUNK_LEAST_SHIFT; i++, unit++) {
+        if (chunks[unit / 64] >> unit % 64 & 1) NL_BROKEN("slot %u: its chunk is another log's too", id);
+        chunks[unit / 64] |= (uint64_t)1 << unit % 64;
+    }
+    return NULL;
+}
+
+/* The chunks that a slot's two fields refer to. */
+static inline const char *nl_verify_fields(const nl_table *t, uint32_t id, const nl_slot *slot, uint64_t *chunks, char *message,
+                                           size_t bytes) {
+    uint32_t selector = nl_meta_selector(slot->meta);
+    for (uint32_t i = 0; t->rule.shape.has_chunks && i < 2; i++) {
+        const char *broken;
+        bool selected = selector && (selector & 1) == i;
+        if (!slot->ring[NL_REFERENCES + i]) continue;
+        if (!selected && !t->us.members) NL_BROKEN("slot %u: a field that is not selected refers to a chunk", id);
+        if ((broken = nl_verify_chunk(t, id, slot->ring[NL_REFERENCES + i], chunks, message, bytes))) return broken;
+    }
+    return NULL;
+}
+
 static inline const char *nl_verify_log(const nl_table *t, uint32_t id, const nl_slot *slot, uint64_t *chunks, char *message,
                                         size_t bytes) {
     nl_shape s = t->rule.shape;
@@ -24,7 +55,7 @@ static inline const char *nl_verify_log(const nl_table *t, uint32_t id, const nl
     if (selector == 3 || (selector && !s.has_chunks)) NL_BROKEN("slot %u: selector %u", id, selector);
     if (!ring.capacity || head >= ring.capacity || count > ring.capacity)
         NL_BROKEN("slot %u: head %u, count %u leave a ring of %u", id, head, count, ring.capacity);
-    if (count > t->rule.limit) NL_BROKEN("slot %u: %u stamps above the limit of %u", id, count, t->rule.limit);
+    if (count > t->rule.limit && count > t->head->limit) NL_BROKEN("slot %u: %u stamps above the limit of %u", id, count, t->rule.limit);
     for (uint32_t i = 0; i < count; i++) {
         uint32_t age = nl_ring_get(ring, head, count - 1) - nl_ring_get(ring, head, i);
         if (age > t->rule.window) NL_BROKEN("slot %u: stamp %u of %u is %u ticks older than the newest", id, i, count, age);
@@ -33,18 +64,7 @@ static inline const char *nl_verify_log(const nl_table *t, uint32_t id, const nl
     }
     if (count && !s.has_era && ((slot->meta >> s.epoch_shift) & 3) != nl_ring_get(ring, head, count - 1) >> NL_EPOCH_SHIFT)
         NL_BROKEN("slot %u: the epoch is not the newest stamp's", id);
-    if (selector) {
-        uint64_t unit = (uint64_t)((unsigned char *)ring.stamps - t->chunks.chunks.base) >> NL_CHUNK_UNIT_SHIFT;
-        nl_span *span = nl_span_at(&t->chunks, (uint32_t)(unit >> (NL_SPAN_SHIFT - NL_CHUNK_UNIT_SHIFT)));
-        uint32_t place = (uint32_t)(unit & (NL_SPAN_UNITS - 1)) >> span->class_;
-        if (nl_chunk_class_of(ring.capacity) != span->class_) NL_BROKEN("slot %u: its chunk is of another class than its span", id);
-        if (span->free_bits[place / 64] >> place % 64 & 1) NL_BROKEN("slot %u: its chunk is free", id);
-        for (uint64_t i = 0; i < ring.capacity >> NL_CHUNK_LEAST_SHIFT; i++, unit++) {
-            if (chunks[unit / 64] >> unit % 64 & 1) NL_BROKEN("slot %u: its chunk is another log's too", id);
-            chunks[unit / 64] |= (uint64_t)1 << unit % 64;
-        }
-    }
-    return NULL;
+    return nl_verify_fields(t, id, slot, chunks, message, bytes);
 }
 
 static inline const char *nl_verify_segment(const nl_table *t, uint32_t number, uint64_t *slots, uint64_t *chunks, char *message,
@@ -52,8 +72,8 @@ static inline const char *nl_verify_segment(const nl_table *t, uint32_t number, 
     nl_segment *segment = &t->segments[number];
     const nl_bucket *buckets = nl_segment_buckets(t, number);
     uint32_t used = 0, passed[NL_SEGMENT_BUCKETS] = {0};
-    if (segment->lock && !nl_owner_is_dead(segment->lock)) NL_BROKEN("segment %u is locked", number);
-    for (uint64_t i = segment->prefix; i <= t->head->mask; i += (uint64_t)1 << segment->depth)
+    if (segment->lock && !nl_owner_is_dead(&t->us, segment->lock)) NL_BROKEN("segment %u is locked", number);
+    for (uint64_t i = segment->prefix; !t->us.members && i <= t->head->mask; i += (uint64_t)1 << segment->depth)
         if (t->directory[i] != number) NL_BROKEN("directory[%llu] is %u, not segment %u", (unsigned long long)i, t->directory[i], number);
     for (uint32_t at = 0; at < NL_SEGMENT_BUCKETS; at++) {
         for (uint32_t i = 0; i < NL_BUCKET_ENTRIES; i++) {
@@ -65,10 +85,10 @@ static inline const char *nl_verify_segment(const nl_table *t, uint32_t number, 
             nl_fingerprint fp = {slot->fingerprint[0], slot->fingerprint[1]};
             if (!fp.lo) NL_BROKEN("segment %u: slot %u is free", number, id);
             if (nl_tag_of(fp) != tag) NL_BROKEN("segment %u: slot %u has another tag", number, id);
-            if ((fp.lo & (((uint64_t)1 << segment->depth) - 1)) != segment->prefix) NL_BROKEN("slot %u is in the wrong segment", id);
+            if (nl_segment_of(t, fp) != number || (fp.lo & (((uint64_t)1 << segment->depth) - 1)) != segment->prefix) NL_BROKEN("slot %u is in the wrong segment", id);
             if (slots[id / 64] >> id % 64 & 1) NL_BROKEN("slot %u is in the index twice", id);
             slots[id / 64] |= (uint64_t)1 << id % 64;
-            if (nl_meta_owner(slot->meta) && !nl_owner_is_dead(nl_meta_owner(slot->meta))) NL_BROKEN("slot %u is owned", id);
+            if (nl_meta_owner(slot->meta) && !nl_owner_is_dead(&t->us, nl_meta_owner(slot->meta))) NL_BROKEN("slot %u is owned", id);
             if (nl_find(t, fp) != slot) NL_BROKEN("slot %u can't be found", id);
             for (uint32_t walk = nl_home_of(fp); walk != at; walk = (walk + 1) & (NL_SEGMENT_BUCKETS - 1)) passed[walk]++;
             const char *broken = nl_verify_log(t, id, slot, chunks, message, bytes);
@@ -81,45 +101,74 @@ static inline const char *nl_verify_segment(const nl_table *t, uint32_t number, 
     return NULL;
 }
 
-static inline const char *nl_verify_free(const nl_table *t, const uint64_t *slots, const uint64_t *chunks, char *message, size_t bytes) {
+static inline const char *nl_verify_orphan(const nl_table *t, uint32_t id, const nl_slot *slot, uint64_t *chunks, char *message,
+                                           size_t bytes) {
+    uint32_t owner = nl_meta_owner(slot->meta);
+    if (!t->us.members) NL_BROKEN("slot %u is lost: neither free nor in the index", id);
+    if (owner && !nl_owner_is_dead(&t->us, owner)) NL_BROKEN("slot %u is in the hand of somebody who lives", id);
+    if (nl_meta_count(t->rule.shape, slot->meta)) NL_BROKEN("slot %u holds stamps and is not in the index", id);
+    return nl_verify_fields(t, id, slot, chunks, message, bytes);
+}
+
+static inline const char *nl_verify_free(const nl_table *t, const uint64_t *slots, uint64_t *chunks, uint32_t *orphans, char *message,
+                                         size_t bytes) {
     uint32_t fresh = nl_load32(&t->head->slab.fresh), freed = 0;
     for (uint32_t id = 0; id < fresh; id++) {
-        bool free = *nl_slab_free_word(&t->slab, id) >> (id & 63) & 1, indexed = slots[id / 64] >> id % 64 & 1;
+        bool free = nl_bits_has(&t->slab.free, id), indexed = slots[id / 64] >> id % 64 & 1;
         const nl_slot *slot = nl_slab_slot(&t->slab, id);
+        const char *broken;
         freed += free;
         if (free && indexed) NL_BROKEN("slot %u is free and in the index", id);
-        if (!free && !indexed) NL_BROKEN("slot %u is lost: neither free nor in the index", id);
+        if (!free && !indexed) {
+            ++*orphans;
+            if ((broken = nl_verify_orphan(t, id, slot, chunks, message, bytes))) return broken;
+        }
         /* (who came too late for the slot's last key and died while it looked may still be its owner) */
         if (free && (slot->fingerprint[0] || slot->meta & ~(uint64_t)NL_OWNER_MASK || slot->ring[0]))
             NL_BROKEN("slot %u is free and not empty", id);
-        if (free && !(t->slab.blocks[id >> 16] >> (id >> NL_BLOCK_SHIFT & 63) & 1)) NL_BROKEN("slot %u is free, its block's bit is not set", id);
+        if (free && (broken = nl_verify_fields(t, id, slot, chunks, message, bytes))) return broken;
+        uint64_t at = id;
+        for (int level = 1; free && level < t->slab.free.count; level++)
+            if (at >>= 6, !(t->slab.free.levels[level][at >> 6] >> (at & 63) & 1)) NL_BROKEN("slot %u is free, and can't be found", id);
     }
     if (freed != t->head->slab.freed) NL_BROKEN("%u slots are free, %u are counted", freed, t->head->slab.freed);
+    uint32_t busy = 0;
     for (uint32_t at = 1; at <= t->head->chunks.used; at++) {
         const nl_span *span = nl_span_at(&t->chunks, at);
-        if (span->listed > NL_CHUNK_CLASSES) continue;
-        uint32_t free_chunks = 0, in_span = NL_SPAN_UNITS >> span->class_;
+        if (!span->class_) {
+            if (!nl_bits_has(&t->chunks.sets[NL_SPANS_EMPTY], at) && !nl_bits_has(&t->chunks.sets[NL_SPANS_DROPPED], at))
+                NL_BROKEN("span %u is lost: nobody's, and in no set", at);
+            continue;
+        }
+        uint32_t class_ = (uint32_t)span->class_ - 1, free_chunks = 0, in_span = NL_SPAN_UNITS >> class_;
+        busy++;
         for (uint32_t i = 0; i < in_span; i++) {
-            uint64_t unit = ((uint64_t)at << (NL_SPAN_SHIFT - NL_CHUNK_UNIT_SHIFT)) + ((uint64_t)i << span->class_);
+            uint64_t unit = ((uint64_t)at << (NL_SPAN_SHIFT - NL_CHUNK_UNIT_SHIFT)) + ((uint64_t)i << class_);
             bool free = span->free_bits[i / 64] >> i % 64 & 1;
             free_chunks += free;
             if (!free && !(chunks[unit / 64] >> unit % 64 & 1)) NL_BROKEN("chunk %u of span %u is lost: neither free nor a log's", i, at);
         }
-        if (free_chunks != span->free_chunks) NL_BROKEN("span %u counts %u free chunks, and has %u", at, span->free_chunks, free_chunks);
+        if ((free_chunks != 0) != nl_bits_has(&t->chunks.sets[class_], at)) NL_BROKEN("span %u has %u free chunks, its set says otherwise", at, free_chunks);
     }
+    if (busy != t->head->chunks.busy && !t->us.members) NL_BROKEN("%u spans are some class's, %u are counted", busy, t->head->chunks.busy);
     return NULL;
 }
 
-/* NULL, or what is broken, in words. */
-static inline const char *nl_verify(nl_table *t, char *message, size_t bytes) {
+/* NULL, or what is broken, in words. Locks that the dead left are inherited first. *orphans: slots that are in nobody's hand. */
+static inline const char *nl_verify(nl_table *t, uint32_t *orphans, char *message, size_t bytes) {
     const char *broken = NULL;
     uint64_t *slots = (uint64_t *)calloc(nl_words_for(nl_load32(&t->head->slab.fresh)) + 1, 8);
     uint64_t units = ((uint64_t)t->head->chunks.used + 1) << (NL_SPAN_SHIFT - NL_CHUNK_UNIT_SHIFT);
     uint64_t *chunks = (uint64_t *)calloc(nl_words_for(units) + 1, 8);
+    *orphans = 0;
+    for (uint32_t number = 0; t->us.members && number < t->head->segments; number++)
+        if (nl_segment_enter(t, number, NL_WAITING)) nl_unlock(&t->segments[number].lock);
+    if (t->us.members && nl_slab_lock(&t->us, &t->slab, NL_WAITING)) nl_unlock(&t->head->slab.lock);
+    if (t->us.members && nl_chunks_lock(&t->us, &t->chunks, NL_WAITING)) nl_unlock(&t->head->chunks.lock);
     if (!slots || !chunks) broken = "no memory to verify with";
     for (uint32_t number = 0; !broken && number < t->head->segments; number++)
         broken = nl_verify_segment(t, number, slots, chunks, message, bytes);
-    if (!broken) broken = nl_verify_free(t, slots, chunks, message, bytes);
+    if (!broken) broken = nl_verify_free(t, slots, chunks, orphans, message, bytes);
     free(slots);
     free(chunks);
     return broken;
