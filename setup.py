@@ -5,7 +5,7 @@ Environment, all off by default:
 NANOLIMIT_DEBUG=1               asserts in the core (NL_DEBUG), no optimisation unless sanitized
 NANOLIMIT_SANITIZE=LIST         a compiler's -fsanitize list: "address,undefined" or "thread"
 NANOLIMIT_COVERAGE=1            line tracing in the seam, gcov in the core
-NANOLIMIT_KILL_POINTS=1         places in the core that can kill the process (core/point.h), for the kill tests
+NANOLIMIT_KILL_POINTS=1         points in the core that can kill (core/point.h), for tests
 NANOLIMIT_ANNOTATE=1            Cython's HTML report beside the generated C
 """
 
@@ -34,7 +34,14 @@ sanitize = os.environ.get("NANOLIMIT_SANITIZE", "")
 
 # Compilers compare time stamps, not flags: each variant has a build folder of its own.
 variant = "-".join(
-    part for part in ("debug" * debug, "coverage" * coverage, "kill" * kill_points, sanitize.replace(",", "-")) if part
+    part
+    for part in (
+        "debug" * debug,
+        "coverage" * coverage,
+        "kill" * kill_points,
+        sanitize.replace(",", "-"),
+    )
+    if part
 )
 build_base = f"build/{variant or 'plain'}"
 

@@ -1,5 +1,5 @@
 /* random.c: sequences of operations made up from seeds: `random COUNT [FIRST]` runs seeds FIRST .. FIRST + COUNT - 1. A failure
- * names its seed: `random 1 SEED` is that one alone.
+ * names its seed: `random 1 SEED` is that one alone. A third argument: on shared tables.
  */
 #include "sequence.h"
 
@@ -11,6 +11,7 @@ static uint64_t next_random(uint64_t *state) {
 int main(int argc, char **argv) {
     uint64_t count = argc > 1 ? strtoull(argv[1], NULL, 10) : 1000, first = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     uint64_t operations = 0;
+    sequence_shared = argc > 3;
     enum { MOST = 1 << 15 };
     uint8_t *bytes = model_memory(NULL, MOST);
     for (uint64_t seed = first; seed < first + count; seed++) {

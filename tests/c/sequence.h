@@ -11,12 +11,14 @@
 
 #include "batch.h"
 #include "clock.h"
+#include "shared.h"
 #include "verify.h"
 #include "walk.h"
 
 #include "model.h"
 
 static uint64_t sequence_seed; /* told with a failure; 0: there is none */
+static bool sequence_shared;   /* tables in files, which have all their memory from the start */
 
 typedef struct {
     nl_table table;
@@ -335,6 +337,30 @@ static void sequence_step(sequence *s) {
     if (++s->operations % 256 == 0) sequence_verify(s);
 }
 
+static void sequence_open(sequence *s) {
+    const char *wrong = NULL;
+    if (!sequence_shared) {
+        if (!nl_table_open(&s->table, &s->config)) wrong = "no room";
+#if NL_HAS_SHARED
+    } else {
+        const nl_origin origin = {.own_clock = 1};
+        s->config.typical = s->config.limit;
+        uint64_t bytes = nl_shared_bytes(&s->config);
+        int fd = memfd_create("table", MFD_CLOEXEC);
+        void *base = ftruncate(fd, (off_t)bytes) ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (base == MAP_FAILED) abort();
+        nl_shared_format(base, &s->config, &origin);
+        munmap(base, bytes);
+        wrong = nl_shared_open(&s->table, fd, NULL, s->config.on_full, 50000000, false);
+        close(fd);
+        if (!wrong && nl_shared_register(&s->table)) wrong = "no place";
+#endif
+    }
+    if (!wrong) return;
+    fprintf(stderr, "a table can't be opened: %s\n", wrong);
+    abort();
+}
+
 static void sequence_begin(sequence *s) {
     static const uint16_t limits[] = {1, 2, 3, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 63, 64, 100, 127, 128, 511, 512, 1000, 1023, 1024, 2047};
     static const uint64_t windows[] = {1000, 1001, 999983, 1000000, 1000000000, 1073741824, 1073741825, 1999999943, 60000000000,
@@ -349,7 +375,7 @@ static void sequence_begin(sequence *s) {
     s->config.on_full = sequence_byte(s) % 3;
     s->config.secret[0] = s->config.secret[1] = byte;
     byte = sequence_byte(s);
-    s->style = byte % SEQUENCE_STYLES;
+    s->style = sequence_shared ? 0 : byte % SEQUENCE_STYLES; /* its segments are sized for hashes that nobody aims */
     uint32_t shared_bits = sequence_byte(s) % 33;
     byte = sequence_byte(s);
     uint32_t keys = byte < 64 ? 1 + byte : s->config.max_keys + byte % 64 + (byte & 1 ? s->config.max_keys / 2 : 0);
@@ -357,11 +383,8 @@ static void sequence_begin(sequence *s) {
     refusal.left = UINT32_MAX;
     refusal.refused = 0;
 
-    if (!nl_table_open(&s->table, &s->config)) {
-        fprintf(stderr, "a table can't be opened\n");
-        abort();
-    }
-    if (byte < 40) refusal.left = byte / 2; /* memory for so many more steps */
+    sequence_open(s);
+    if (byte < 40 && !sequence_shared) refusal.left = byte / 2; /* memory for so many more steps */
     s->limit = s->config.limit;
     model_open(&s->model, s->config.window_ns, keys);
     SEQUENCE_SAME(s, "tick", s->model.tick_ns, s->table.rule.tick_ns);
@@ -387,7 +410,8 @@ static void sequence_run(const uint8_t *data, size_t size) {
     sequence_walk(&s, true);
     sequence_verify(&s);
     SEQUENCE_SAME(&s, "slots left", 0, nl_table_keys(&s.table));
-    nl_table_close(&s.table);
+    if (sequence_shared) nl_shared_close(&s.table);
+    else nl_table_close(&s.table);
     model_close(&s.model);
     free(s.fps);
 }

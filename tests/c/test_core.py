@@ -113,6 +113,15 @@ def test_every_answer_is_the_models(
     assert "all as the model says" in run([str(program), str(count), str(1 + first * count)])
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared tables are for Linux")
+@pytest.mark.parametrize(
+    "flags", [["-O2", *DEBUG], ["-O1", *DEBUG, *ADDRESS]], ids=["fast", "asan"]
+)
+def test_a_shared_table_answers_alike(build: Build, flags: list[str]) -> None:
+    program = build("random.c", [a_compiler()], [*flags, "-pthread"])
+    assert "all as the model says" in run([str(program), str(longer(60)), "2000000", "shared"])
+
+
 def test_every_answer_is_the_models_under_address_sanitizer(build: Build) -> None:
     program = build("random.c", [a_compiler()], ["-O1", *DEBUG, *ADDRESS, "-pthread"])
     assert "all as the model says" in run([str(program), str(longer(25)), "1000000"])
