@@ -122,6 +122,7 @@ cdef extern from "core/batch.h" nogil:
     uint32_t nl_table_keys(const nl_table *)
     uint64_t nl_table_bytes(const nl_table *)
     uint64_t nl_table_log_bytes(const nl_table *)
+    uint64_t nl_table_places(const nl_table *)
     uint64_t nl_table_count(const nl_table *, uint32_t)
     uint32_t nl_load32(const uint32_t *)
     uint64_t nl_load64(const uint64_t *)
@@ -1258,10 +1259,8 @@ def inspect_table(int fd):
             with nogil:
                 live = nl_walk_count(t, nl_clock_ns(t.clock))
             processes = []
-            for place in range(1, NL_MEMBERS - 1):
+            for place in range(1, nl_table_places(t) + 1):
                 word = nl_load64(&t.us.members[place].word)
-                if not word:
-                    break
                 if word & NL_MEMBER_STATE == NL_MEMBER_ALIVE:
                     processes.append((place, t.us.members[place].pid, bool(nl_place_is_locked(fd, t.memory.bytes, place))))
             return {

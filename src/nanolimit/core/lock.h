@@ -115,7 +115,7 @@ enum { NL_MEMBER_FREE, NL_MEMBER_ALIVE, NL_MEMBER_DEAD, NL_MEMBER_STATE = 3, NL_
 
 typedef struct {
     uint64_t word;     /* serial : 61 | did one of its processes die since the last walk : 1 | state : 2 */
-    uint64_t pid;      /* in that process's own namespace: for people */
+    uint64_t pid;      /* in that process's own namespace: for people. (Of place 0, which nobody gets: the highest place ever taken) */
     uint64_t counters[NL_STRIPE_WORDS - 2];
 } nl_member;
 

@@ -221,6 +221,8 @@ static inline void nl_place_take(struct nl_shared *s, uint32_t place) {
     uint64_t word = nl_load64(&member->word), state = word & NL_MEMBER_STATE;
     uint64_t unclean = state == NL_MEMBER_FREE ? word & NL_MEMBER_UNCLEAN : NL_MEMBER_UNCLEAN;
     word = ((word >> NL_MEMBER_SHIFT) + 1) << NL_MEMBER_SHIFT | unclean | NL_MEMBER_ALIVE;
+    uint64_t *highest = &s->table->us.members[0].pid, seen = nl_load64(highest);
+    while (place < NL_MEMBERS - 1 && seen < place && !nl_cas64(highest, seen, place)) seen = nl_load64(highest);
     nl_store64(&member->pid, (uint64_t)getpid());
     nl_store64_release(&member->word, word);
     s->own = nl_owner_of(place, word);

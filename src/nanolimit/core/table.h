@@ -183,10 +183,15 @@ static inline void nl_table_close(nl_table *t) {
     t->memory.base = NULL;
 }
 
+/* The highest place that a process has had; 0 in a private table. */
+static inline uint64_t nl_table_places(const nl_table *t) {
+    uint64_t places = t->us.members ? nl_load64(&t->us.members[0].pid) : 0;
+    return places < NL_MEMBERS ? places : NL_MEMBERS - 1;
+}
+
 static inline uint64_t nl_table_count(const nl_table *t, uint32_t what) {
     uint64_t sum = nl_counters_sum(&t->head->counters, what);
-    for (uint32_t i = 1; t->us.members && i < NL_MEMBERS && nl_load64(&t->us.members[i].word); i++) /* places are used from the front */
-        sum += nl_load64(&t->us.members[i].counters[what]);
+    for (uint64_t i = 1; i <= nl_table_places(t); i++) sum += nl_load64(&t->us.members[i].counters[what]);
     return sum;
 }
 
