@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 from clocks import END_OF_TIME_NS, NanoClock
 from doors import verify
-from nanolimit import Decision, RateLimiter
+from nanolimit import Decision, RateLimiter, _core
 from neighbours import neighbours
 from reference import NS_PER_S, OnFull, Reference, Verdict, seconds, tick_ns
 
@@ -66,6 +66,7 @@ class Machine(RuleBasedStateMachine):
     max_keys_strategy: st.SearchStrategy[int]
     on_full_strategy: st.SearchStrategy[OnFull]
     limits: st.SearchStrategy[int] = LIMITS
+    shared = False
 
     limiter: RateLimiter
     reference: Reference
@@ -83,8 +84,9 @@ class Machine(RuleBasedStateMachine):
         self.tick = tick_ns(self.window_ns)
         self.on_grid = data.draw(st.booleans(), "on_grid")
         self.clock = NanoClock(self.legal(data.draw(self.starts(), "start")))
+        where: dict[str, Any] = {"shared": True, "typical": limit} if self.shared else {}
         self.limiter = RateLimiter(
-            limit, per=per, clock=self.clock, max_keys=max_keys, on_full=on_full
+            limit, per=per, clock=self.clock, max_keys=max_keys, on_full=on_full, **where
         )
         self.reference = Reference(limit, self.window_ns, max_keys=max_keys, on_full=on_full)
         self.doubtful: set[Any] = set()
@@ -427,5 +429,22 @@ class FullTable(Machine):
             self.count(self.keys[number], 1, "allow")
 
 
+class SharedOpenTable(OpenTable):
+    """In shared memory, as large as it will be from the start."""
+
+    max_keys_strategy = st.just(20_000)
+    limits = st.one_of(st.integers(1, 12), st.sampled_from([15, 16, 31, 100, 255]))
+    shared = True
+
+
+class SharedFullTable(FullTable):
+    """In shared memory, and full most of the time."""
+
+    shared = True
+
+
 TestOpenTable = OpenTable.TestCase
 TestFullTable = FullTable.TestCase
+if _core.SHARED:
+    TestSharedOpenTable = SharedOpenTable.TestCase
+    TestSharedFullTable = SharedFullTable.TestCase

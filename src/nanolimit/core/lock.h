@@ -141,6 +141,11 @@ static NL_NOINLINE bool nl_owner_is_dead(const nl_party *us, uint32_t owner) {
     return (word & NL_MEMBER_STATE) != NL_MEMBER_ALIVE || (word >> NL_MEMBER_SHIFT & (NL_SERIALS - 1)) != (owner & (NL_SERIALS - 1));
 }
 
+/* For those who meet a foreign owner without waiting for it: else nobody might ever ask whether it lives. Not under a lock. */
+static NL_NOINLINE void nl_ask_about(const nl_party *us, uint32_t owner) {
+    if (us->members && owner && owner != nl_me(us) && !nl_owner_is_dead(us, owner)) us->ask(us, owner);
+}
+
 /* The states that a private table's gate hides are mended in a shared one. */
 static inline void nl_gate_enter(const nl_party *us) {
     if (!us->members) nl_gate_enter_now();

@@ -328,6 +328,7 @@ static inline uint32_t nl_hand(nl_table *t, nl_now now, uint32_t steps, nl_hand_
         nl_fingerprint fp = {nl_load64_acquire(&slot->fingerprint[0]), nl_load64(&slot->fingerprint[1])};
         uint64_t meta = nl_load64_acquire(&slot->meta);
         nl_log log;
+        if (NL_UNLIKELY(nl_meta_owner(meta))) nl_ask_about(&t->us, nl_meta_owner(meta));
         bool seen = fp.lo && nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log) &&
                     nl_log_held(&t->rule, &t->chunks, slot, meta, &log);
         if (seen && log.used) {
@@ -372,12 +373,13 @@ static inline uint32_t nl_slot_supply(nl_table *t, nl_now now, bool may_displace
     uint32_t id;
     nl_hand_view view;
     nl_wait w = {0, 0};
+    uint32_t owner = 0;
     if (nl_load32(&t->head->slab.fresh) >= NL_HAND_FROM && (id = nl_hand(t, now, NL_HAND_STEP, &view)) != NL_NO_SLOT) return id;
     for (;;) {
-        id = nl_slab_take(&t->us, &t->slab, patience);
+        id = nl_slab_take(&t->us, &t->slab, patience, &owner);
         if (id == NL_SLOT_UNCOMMITTED && nl_slab_commit(&t->slab, t->page_bytes)) continue;
         if (id != NL_SLOT_BUSY) break;
-        if (!nl_wait_on(&t->us, &w, patience, 0)) return NL_SLOT_STALLED;
+        if (!nl_wait_on(&t->us, &w, patience, owner)) return NL_SLOT_STALLED;
     }
     return id == NL_NO_SLOT || id == NL_SLOT_UNCOMMITTED ? nl_slot_reclaim(t, now, may_displace, displaced) : id;
 }
@@ -466,12 +468,14 @@ static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, nl_now now, uint
         *may_split = split != NL_SPLIT_IMPOSSIBLE;
         if (split == NL_SPLIT_UNCOMMITTED) *next = NL_NEXT_COMMIT;
     } else {
-        slot = nl_slab_slot(&t->slab, *spare);
-        nl_fence_release();
-        nl_store64(&slot->fingerprint[1], fp.hi);
-        nl_store64_release(&slot->fingerprint[0], fp.lo);
-        NL_POINT(insert_fingerprint);
+        /* The entry comes before the fingerprint: who had the slot's address from a time when it was this very key's must not
+         * take it over from a dead owner while it is not in the index. */
         if (nl_segment_add(segment, buckets, fp, *spare)) {
+            slot = nl_slab_slot(&t->slab, *spare);
+            nl_fence_release();
+            nl_store64(&slot->fingerprint[1], fp.hi);
+            nl_store64_release(&slot->fingerprint[0], fp.lo);
+            NL_POINT(insert_fingerprint);
             if (segment->dropped) segment->dropped = 0, nl_add32(&t->head->dropped, (uint32_t)-1);
             uint64_t idle_from = now.tick + t->rule.window; /* earlier than the hand found, if the clock went back */
             if (nl_load64(&t->slab.state->full_until) > idle_from) nl_store64(&t->slab.state->full_until, idle_from);
@@ -479,9 +483,6 @@ static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, nl_now now, uint
             *placed = true;
             *meta = 0; /* what is in hand is published as empty */
         } else {
-            nl_store64(&slot->fingerprint[0], 0);
-            nl_store64(&slot->fingerprint[1], 0);
-            slot = NULL;
             *next = NL_NEXT_NO_ROOM; /* in the index: it could not be split */
         }
     }
@@ -495,7 +496,8 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
                                             nl_patience patience, nl_view *view) {
     nl_outcome displaced = NL_DENIED;
     bool may_split = true, may_displace = false;
-    for (int chunk_tries = 0, displace_tries = 0;;) {
+    nl_wait w = {0, 0};
+    for (int chunk_tries = 0;;) {
         bool placed = false;
         uint64_t meta = 0;
         nl_next next = NL_NEXT_AGAIN;
@@ -513,10 +515,8 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
             if (next == NL_NEXT_COMMIT && !nl_index_commit(t)) may_split = false;
             if (next == NL_NEXT_FULL) { /* now it is certain that the key is new: only then may a live key make room */
                 if (t->on_full != NL_ON_FULL_EVICT || !nl_load32(&t->head->slab.fresh)) return nl_full(t, limit, cost, now, view);
-                if (may_displace) { /* all that the hand saw were in use: there will be others */
-                    if (++displace_tries > NL_QUICK_SPINS && (patience == NL_QUICKLY || t->us.members)) return (nl_outcome)(NL_WOULD_WAIT | displaced);
-                    nl_back_off(displace_tries);
-                }
+                /* all that the hand saw were in use: there will be others */
+                if (may_displace && !nl_wait_on(&t->us, &w, patience, 0)) return (nl_outcome)(NL_WOULD_WAIT | displaced);
                 may_displace = true;
             }
             continue;

@@ -161,6 +161,8 @@ static inline const char *nl_verify(nl_table *t, uint32_t *orphans, char *messag
     uint64_t units = ((uint64_t)t->head->chunks.used + 1) << (NL_SPAN_SHIFT - NL_CHUNK_UNIT_SHIFT);
     uint64_t *chunks = (uint64_t *)calloc(nl_words_for(units) + 1, 8);
     *orphans = 0;
+    for (uint32_t place = 1; place <= nl_table_places(t); place++)
+        nl_ask_about(&t->us, place << NL_SERIAL_BITS | (uint32_t)(nl_load64(&t->us.members[place].word) >> NL_MEMBER_SHIFT & (NL_SERIALS - 1)));
     for (uint32_t number = 0; t->us.members && number < t->head->segments; number++)
         if (nl_segment_enter(t, number, NL_WAITING)) nl_unlock(&t->segments[number].lock);
     if (t->us.members && nl_slab_lock(&t->us, &t->slab, NL_WAITING)) nl_unlock(&t->head->slab.lock);

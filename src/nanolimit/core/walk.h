@@ -78,6 +78,7 @@ static inline uint64_t nl_walk_free(nl_table *t, uint64_t now_ns, bool live_too,
         for (uint32_t first = 0; first < NL_SEGMENT_BUCKETS && !*stalled; first += NL_WALK_BUCKETS) {
             uint32_t busy = 0;
             freed += nl_walk_step(t, number, first, now, live_too, &busy, stalled);
+            if (!live_too) nl_ask_about(&t->us, busy); /* the next walk will know */
             if (!busy || !live_too) continue;
             if (nl_wait_on(&t->us, &w, NL_WAITING, busy)) first -= NL_WALK_BUCKETS; /* wraps and comes back */
             else *stalled = true;
