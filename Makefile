@@ -68,6 +68,7 @@ bench: $(MADE)/package $(MADE)/group-bench ## the benchmarks, peers side by side
 	$(PY) benchmarks/batch.py
 	$(PY) benchmarks/memory.py
 	$(PY) benchmarks/pause.py
+	$(PY) benchmarks/shared.py
 
 # --- for those who change it ------------------------------------------------------------------------------------------
 
@@ -114,8 +115,10 @@ instructions: $(MADE)/package $(MADE)/group-test ## callgrind's count of one hot
 	$(PY) benchmarks/instructions.py --check
 
 .PHONY: soak
-soak: $(MADE)/package $(MADE)/group-test ## the long runs: fuzzing, large tables, many examples
-	HYPOTHESIS_PROFILE=soak NANOLIMIT_SOAK=1 $(PY) -m pytest tests/property tests/concurrency tests/c $(PYTEST_ARGS)
+soak: $(MADE)/package $(MADE)/group-test ## the long runs: fuzzing, kills, large tables, many examples
+	HYPOTHESIS_PROFILE=soak NANOLIMIT_SOAK=1 $(PY) -m pytest tests/property tests/concurrency tests/c tests/crash $(PYTEST_ARGS)
+	$(PY) benchmarks/kill.py --deaths 10000
+	$(PY) benchmarks/kill.py --deaths 10000 --points
 	$(PY) benchmarks/scale.py --keys 100_000_000
 
 # --- distributions ----------------------------------------------------------------------------------------------------

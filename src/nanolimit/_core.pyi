@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn, final, overload
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from nanolimit.limiter import Key
 from nanolimit.quota import Quota
@@ -49,6 +49,7 @@ class _Stats(NamedTuple):
     memory_bytes: int
     capacity: int
 
+@disjoint_base
 class Stats(_Stats):
     """What a limiter has done so far, and what it holds.
 

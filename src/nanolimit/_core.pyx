@@ -27,7 +27,6 @@ import time
 import weakref
 from collections import namedtuple
 from collections.abc import Sequence
-from errno import EACCES, EBADF, ENOENT, EPERM
 from operator import index
 
 from nanolimit.errors import LimiterClosedError, SharedTableError
@@ -49,7 +48,7 @@ cdef extern from "Python.h":
 
 
 cdef extern from "errno.h" nogil:
-    int errno
+    int errno, EACCES, EBADF, ENOENT, EPERM
 
 cdef extern from "stdbool.h":
     ctypedef unsigned char c_bool "bool"
@@ -186,6 +185,7 @@ cdef extern from "core/shared.h" nogil:
     const char *nl_shared_open(nl_table *, int, const char *, uint32_t, uint64_t, bint)
     int nl_shared_register(nl_table *)
     void nl_shared_close(nl_table *)
+    int NL_NO_PLACE
     bint nl_place_is_locked(int, uint64_t, uint32_t)
 
 cdef extern from "core/verify.h" nogil:
@@ -509,7 +509,6 @@ cdef Decision new_decision(Limiter limiter, nl_table *t, int outcome, nl_view *v
 
 # --- the limiter -----------------------------------------------------------------------------------------------------
 
-cdef int EUSERS = getattr(__import__("errno"), "EUSERS", -1)
 cdef dict ON_FULL = {"allow": 0, "deny": 1, "evict": 2}
 
 
@@ -581,7 +580,7 @@ cdef class Limiter:
             error = nl_shared_register(<nl_table *>self.table)
         if not error:
             return 0
-        if error == EUSERS:
+        if error == NL_NO_PLACE:
             raise SharedTableError(f"{self.where()}: {NL_MEMBERS - 2} processes are at it already, and there is no room for more")
         hint = ""
         if error in (EACCES, EPERM):

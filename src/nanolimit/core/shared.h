@@ -21,6 +21,7 @@
 #include "walk.h"
 
 enum { NL_LAYOUT_VERSION = 1, NL_SHARED_SEGMENT_KEYS = 560, NL_SHARED_KEYS_MOST = 1 << 30 };
+enum { NL_NO_PLACE = -1 }; /* 2,046 processes are at the table */
 enum { NL_STATE_NEW, NL_STATE_READY, NL_STATE_REPLACED };
 #define NL_MAGIC "nanolim"
 #define NL_BYTE_ORDER 0x01020304u
@@ -263,7 +264,7 @@ static inline void nl_places_renew(struct nl_shared *s, int fd) {
     }
 }
 
-/* Makes this process one of the table's, once after opening and once after each fork. 0, or an errno; EUSERS: 2,046 are. */
+/* Makes this process one of the table's, once after opening and once after each fork. 0, or an errno, or NL_NO_PLACE. */
 static inline int nl_shared_register(nl_table *t) {
     struct nl_shared *s = t->us.shared;
     int error = 0;
@@ -279,7 +280,7 @@ static inline int nl_shared_register(nl_table *t) {
         }
         NL_POINT(register_locked);
         void *page = place ? mmap(NULL, t->page_bytes, PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
-        if (!place) error = EUSERS;
+        if (!place) error = NL_NO_PLACE;
         else if (page == MAP_FAILED) error = errno;
         else if (madvise(page, t->page_bytes, MADV_DONTFORK) != 0) error = errno, munmap(page, t->page_bytes);
         if (!error) {

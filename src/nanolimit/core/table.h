@@ -296,7 +296,10 @@ static inline bool nl_remove(nl_table *t, nl_fingerprint fp, nl_slot *slot, nl_n
     uint64_t meta;
     bool removed = false;
     nl_segment *segment = nl_segment_lock(t, fp, NL_QUICKLY, &number);
-    if (!segment) return false;
+    if (!segment) {
+        nl_ask_about(&t->us, nl_load32(&t->segments[number].lock));
+        return false;
+    }
     if (nl_slot_is(slot, fp) && nl_slot_try(&t->us, slot, &meta)) {
         removed = nl_slot_is(slot, fp) && (live_too || nl_slot_is_idle(t, slot, meta, now));
         if (removed) nl_free_slot(t, segment, nl_segment_buckets(t, number), fp, slot);
