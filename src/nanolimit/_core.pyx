@@ -400,9 +400,9 @@ class Stats(namedtuple("Stats", "allowed denied keys evicted overflowed memory_b
     evict(). overflowed: decisions made by on_full. memory_bytes: pages in use; of a shared table, the file's size. capacity:
     max_keys.
 
-    Besides, as attributes that are no items of the tuple: stalled, the calls that on_stall answered; log_bytes, the memory for logs
-    that don't fit into a slot, in use (to within 16 KiB for each process that was killed); log_capacity_bytes, how much of it there
-    can be.
+    Besides, as attributes that are no items of the tuple: stalled, the calls that on_stall answered; log_bytes, the memory in use
+    for logs that don't fit into a slot (to within 16 KiB for each process that was killed); log_capacity_bytes, how much of it
+    there can be.
     """
 
     stalled = 0
@@ -520,8 +520,8 @@ cdef class Limiter:
     another thread finds pages, not a fault.
     """
 
-    def __cinit__(self, quota, *, limit, window_ns, str name not None, max_keys, str on_full not None, clock, table=None, path=None,
-                  stall_ns=0, str on_stall not None="allow", make_quota=None):
+    def __cinit__(self, quota, *, limit, window_ns, str name not None, max_keys, str on_full not None, clock, table=None,
+                  path=None, stall_ns=0, str on_stall not None="allow", make_quota=None):
         """table: the descriptor of a shared table's file, which says what limit, window_ns and max_keys are."""
         cdef nl_config config
         cdef bytes secret = os.urandom(16)
@@ -607,7 +607,7 @@ cdef class Limiter:
         self.be_ready()
         whole = index(limit)
         if not 1 <= whole <= NL_LIMIT_MOST or not nl_shared_same_layout(t.rule.limit, whole, t.head.window_ns):
-            raise ValueError(f"limit must be one that the table is laid out for (as it is for {t.rule.limit}), got {short(whole)}")
+            raise ValueError(f"limit must be one that the table is laid out for, as it is for {t.rule.limit}, got {short(whole)}")
         nl_store32(&t.head.limit, whole)
 
     # -- checks. allow(key) and check(key) have a short way in front of these: see "the short way" below.
@@ -800,7 +800,8 @@ cdef class Limiter:
                     outcomes[i] = 1
             elif n:
                 with nogil:
-                    check_all(t, self.stall_allows, NULL, <const char *>buffer.buf, stride, is_unsigned, n, now_ns, units, outcomes)
+                    check_all(t, self.stall_allows, NULL, <const char *>buffer.buf, stride, is_unsigned, n, now_ns, units,
+                              outcomes)
                 if flags_of(t) & NL_FLAG_EVENTS:
                     view = memoryview(keys)
                     for i in range(n):
@@ -1040,8 +1041,8 @@ put_in_front("allow", short_allow, &long_allow)
 put_in_front("check", short_check, &long_check)
 
 
-cdef void check_all(nl_table *t, bint stalled_allows, const nl_fingerprint *fps, const char *words, Py_ssize_t stride, bint unsigned_,
-                    Py_ssize_t n, uint64_t now_ns, uint32_t units, unsigned char *outcomes) noexcept nogil:
+cdef void check_all(nl_table *t, bint stalled_allows, const nl_fingerprint *fps, const char *words, Py_ssize_t stride,
+                    bint unsigned_, Py_ssize_t n, uint64_t now_ns, uint32_t units, unsigned char *outcomes) noexcept nogil:
     """A batch, group by group: of fingerprints, or (fps NULL) of 64-bit integers."""
     cdef nl_fingerprint group[64]
     cdef nl_tally tally
@@ -1160,7 +1161,8 @@ def same_layout(limit, other_limit, window_ns):
     return bool(nl_shared_same_layout(limit, other_limit, window_ns))
 
 
-def format_table(int fd, *, limit, window_ns, max_keys, typical, own_clock, bytes boot_id not None, pid_namespace, time_namespace):
+def format_table(int fd, *, limit, window_ns, max_keys, typical, own_clock, bytes boot_id not None, pid_namespace,
+                 time_namespace):
     """Makes a table of a file that has exactly its size, and zeros in it. The header is READY last."""
     cdef nl_config config = config_of(limit, window_ns, max_keys, typical)
     cdef nl_origin origin

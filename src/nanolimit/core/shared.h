@@ -76,7 +76,8 @@ static inline nl_layout nl_layout_of(const nl_config *config) {
         l.chunk_bytes = (bytes + bytes / 8 + span - 1) / span * span + (NL_CHUNK_CLASSES + 1) * span;
         if (l.chunk_bytes > (uint64_t)64 << 30) l.chunk_bytes = (uint64_t)64 << 30;
     }
-    l.file_bytes = nl_table_measure(config, sizeof(nl_header), NL_MEMBERS, l.segments, l.directory, l.chunk_bytes, nl_page_bytes(), l.sizes);
+    l.file_bytes = nl_table_measure(config, sizeof(nl_header), NL_MEMBERS, l.segments, l.directory, l.chunk_bytes, nl_page_bytes(),
+                                    l.sizes);
     return l;
 }
 
