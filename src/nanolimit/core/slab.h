@@ -33,6 +33,7 @@ typedef struct {
     uint32_t freed;   /* bits set */
     uint32_t dropped; /* blocks whose pages were handed back */
     uint32_t hand;    /* where the next insert looks for an idle slot to reuse */
+    uint32_t forgotten; /* how often live keys were about to be forgotten: then the next line does not hold */
     uint64_t full_until; /* no slot falls idle before this tick: what the hand found when it last went round */
     uint64_t intent;  /* 1 : 1 | giving : 1 | slot : 30 | freed before : 32, or 0 */
 } nl_slab_state;
@@ -163,6 +164,19 @@ static inline void nl_slab_give(const nl_party *us, nl_slab *slab, const uint32_
         nl_store64_release(&slab->state->intent, 0);
     }
     if (locked) nl_unlock(&slab->state->lock);
+}
+
+/* Before a live key is forgotten: should its slot become an orphan, the hand must look for it. */
+static inline void nl_slab_forget(nl_slab *slab) {
+    nl_add32(&slab->state->forgotten, 1);
+    nl_fence_full(); /* either we overwrite what the hand says, or it sees that we come */
+    nl_store64(&slab->state->full_until, 0);
+}
+
+static inline void nl_slab_is_full_until(nl_slab *slab, uint64_t tick, uint32_t forgotten) {
+    nl_store64(&slab->state->full_until, tick);
+    nl_fence_full();
+    if (nl_load32(&slab->state->forgotten) != forgotten) nl_store64(&slab->state->full_until, 0);
 }
 
 /* Takes an orphan in hand. */

@@ -357,13 +357,14 @@ static inline uint32_t nl_hand(nl_table *t, nl_now now, uint32_t steps, nl_hand_
  * slots; the hand's steps at each earlier insert make it likely that there was a free one. */
 static inline uint32_t nl_slot_reclaim(nl_table *t, nl_now now, bool may_displace, nl_outcome *displaced) {
     nl_slab_state *state = t->slab.state;
-    uint32_t fresh = nl_load32(&state->fresh);
+    uint32_t fresh = nl_load32(&state->fresh), forgotten = nl_load32(&state->forgotten);
     nl_hand_view view;
     bool known_full = now.tick < nl_load64(&state->full_until), whole = fresh <= NL_HAND_WHOLE && !known_full;
     if (known_full && !may_displace) return NL_NO_SLOT;
     uint32_t id = nl_hand(t, now, whole ? fresh : known_full ? NL_HAND_FEW : NL_HAND_LAST, &view);
     if (id != NL_NO_SLOT) return id;
-    if (whole && view.saw_only_live && view.oldest) nl_store64(&state->full_until, view.oldest_tick + t->rule.window);
+    if (whole && view.saw_only_live && view.oldest)
+        nl_slab_is_full_until(&t->slab, view.oldest_tick + t->rule.window, forgotten);
     if (!may_displace || !view.oldest) return NL_NO_SLOT;
     nl_fingerprint fp = {nl_load64_acquire(&view.oldest->fingerprint[0]), nl_load64(&view.oldest->fingerprint[1])};
     if (!fp.lo || !nl_remove(t, fp, view.oldest, now, true)) return NL_NO_SLOT;
@@ -603,6 +604,7 @@ static inline nl_outcome nl_reset(nl_table *t, nl_fingerprint fp, uint64_t now_n
             slot = nl_segment_find(nl_segment_buckets(t, number), &t->slab, fp);
             if (slot && (freed = nl_slot_try(&t->us, slot, &meta))) {
                 live = !nl_slot_is_idle(t, slot, meta, now);
+                if (live) nl_slab_forget(&t->slab);
                 nl_free_slot(t, segment, nl_segment_buckets(t, number), fp, slot);
             } else if (slot) {
                 owner = nl_meta_owner(nl_load64(&slot->meta));

@@ -38,6 +38,7 @@ static inline uint32_t nl_walk_step(nl_table *t, uint32_t number, uint32_t first
         nl_gate_leave(&t->us);
         return 0;
     }
+    if (live_too) nl_slab_forget(&t->slab);
     for (uint32_t at = first; segment->used && at < first + NL_WALK_BUCKETS; at++)
         for (uint32_t i = 0; i < NL_BUCKET_ENTRIES; i++) NL_PREFETCH(nl_slab_slot(&t->slab, buckets[at].ids[i]));
     for (uint32_t at = first; segment->used && at < first + NL_WALK_BUCKETS; at++) {
