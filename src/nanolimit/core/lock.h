@@ -159,10 +159,13 @@ typedef enum { NL_QUICKLY, NL_WAITING, NL_BRIEFLY } nl_patience; /* a few spins;
 typedef struct {
     uint32_t tries;
     uint64_t began_ns;
+    uint64_t word;
 } nl_wait;
 
-/* Between two tries for what `owner` holds (0: not known). False: no more of them. */
-static NL_NOINLINE bool nl_wait_on(const nl_party *us, nl_wait *w, nl_patience patience, uint32_t owner) {
+/* Between two tries for a word with an owner (its low 16 bits; 0: not known). False: no more of them. A word that changes is not
+ * stalled, however often others are faster: the time counts from its last change. */
+static NL_NOINLINE bool nl_wait_on(const nl_party *us, nl_wait *w, nl_patience patience, uint64_t word) {
+    const uint32_t owner = (uint32_t)word & 0xffff;
     if (w->tries++ < NL_SPINS_BEFORE_YIELD) {
         nl_pause();
         return true;
@@ -173,7 +176,7 @@ static NL_NOINLINE bool nl_wait_on(const nl_party *us, nl_wait *w, nl_patience p
         return true;
     }
     uint64_t now_ns = nl_clock_ns(NL_CLOCK_PRIVATE);
-    if (!w->began_ns) w->began_ns = now_ns;
+    if (!w->began_ns || word != w->word) w->began_ns = now_ns, w->word = word;
     uint64_t waited_ns = now_ns - w->began_ns;
     if (waited_ns < NL_ASK_AFTER_NS) {
         nl_yield();
@@ -198,7 +201,7 @@ static inline nl_taking nl_lock_try(const nl_party *us, nl_lock *lock) {
 
 /* NL_BUSY: no patience left. Never in a private table, unless quickly. */
 static inline nl_taking nl_lock_take(const nl_party *us, nl_lock *lock, nl_patience patience) {
-    nl_wait w = {0, 0};
+    nl_wait w = {0, 0, 0};
     for (;;) {
         nl_taking taking = nl_lock_try(us, lock);
         if (taking != NL_BUSY || !nl_wait_on(us, &w, patience, nl_load32(lock))) return taking;

@@ -105,9 +105,9 @@ static inline bool nl_slab_lock(const nl_party *us, nl_slab *slab, nl_patience p
     return taking != NL_BUSY;
 }
 
-/* A slot in hand, with nothing in it; or NL_NO_SLOT, NL_SLOT_UNCOMMITTED (nl_slab_commit, and again), STALLED, or BUSY and
- * by whom. */
-static inline uint32_t nl_slab_take(const nl_party *us, nl_slab *slab, nl_patience patience, uint32_t *owner) {
+/* A slot in hand, with nothing in it; or NL_NO_SLOT, NL_SLOT_UNCOMMITTED (nl_slab_commit, and again), STALLED, or BUSY: *busy
+ * is its meta word. */
+static inline uint32_t nl_slab_take(const nl_party *us, nl_slab *slab, nl_patience patience, uint64_t *busy) {
     nl_slab_state *state = slab->state;
     uint32_t id = NL_NO_SLOT, fresh;
     uint64_t meta;
@@ -125,7 +125,7 @@ static inline uint32_t nl_slab_take(const nl_party *us, nl_slab *slab, nl_patien
             if (*word & bit) *word &= ~bit, nl_store32(&state->dropped, state->dropped - 1);
             nl_store64_release(&state->intent, 0);
         } else {
-            *owner = nl_meta_owner(nl_load64(&nl_slab_slot(slab, id)->meta));
+            *busy = nl_load64(&nl_slab_slot(slab, id)->meta);
             id = NL_SLOT_BUSY; /* somebody is at it still: a slot that never was will do as well */
         }
     }

@@ -98,8 +98,8 @@ NL_ALWAYS_INLINE bool nl_slot_try(const nl_party *us, nl_slot *slot, uint64_t *m
 }
 
 static NL_NOINLINE bool nl_slot_wait(const nl_party *us, nl_slot *slot, uint64_t *meta, nl_patience patience) {
-    nl_wait w = {0, 0};
-    while (nl_wait_on(us, &w, patience, nl_meta_owner(nl_load64(&slot->meta))))
+    nl_wait w = {0, 0, 0};
+    while (nl_wait_on(us, &w, patience, nl_load64(&slot->meta)))
         if (nl_slot_try(us, slot, meta)) return true;
     return false;
 }

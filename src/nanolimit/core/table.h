@@ -376,14 +376,14 @@ static inline uint32_t nl_slot_reclaim(nl_table *t, nl_now now, bool may_displac
 static inline uint32_t nl_slot_supply(nl_table *t, nl_now now, bool may_displace, nl_patience patience, nl_outcome *displaced) {
     uint32_t id;
     nl_hand_view view;
-    nl_wait w = {0, 0};
-    uint32_t owner = 0;
+    nl_wait w = {0, 0, 0};
+    uint64_t busy = 0;
     if (nl_load32(&t->head->slab.fresh) >= NL_HAND_FROM && (id = nl_hand(t, now, NL_HAND_STEP, &view)) != NL_NO_SLOT) return id;
     for (;;) {
-        id = nl_slab_take(&t->us, &t->slab, patience, &owner);
+        id = nl_slab_take(&t->us, &t->slab, patience, &busy);
         if (id == NL_SLOT_UNCOMMITTED && nl_slab_commit(&t->slab, t->page_bytes)) continue;
         if (id != NL_SLOT_BUSY) break;
-        if (!nl_wait_on(&t->us, &w, patience, owner)) return NL_SLOT_STALLED;
+        if (!nl_wait_on(&t->us, &w, patience, busy)) return NL_SLOT_STALLED;
     }
     return id == NL_NO_SLOT || id == NL_SLOT_UNCOMMITTED ? nl_slot_reclaim(t, now, may_displace, displaced) : id;
 }
@@ -500,7 +500,7 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
                                             nl_patience patience, nl_view *view) {
     nl_outcome displaced = NL_DENIED;
     bool may_split = true, may_displace = false;
-    nl_wait w = {0, 0};
+    nl_wait w = {0, 0, 0};
     for (int chunk_tries = 0;;) {
         bool placed = false;
         uint64_t meta = 0;
@@ -592,10 +592,10 @@ static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns
 /* Forgets a key. NL_ALLOWED: it had a live stamp; NL_DENIED: not; NL_WOULD_WAIT: as above. */
 static inline nl_outcome nl_reset(nl_table *t, nl_fingerprint fp, uint64_t now_ns, nl_patience patience) {
     nl_now now = nl_rule_now(&t->rule, now_ns);
-    nl_wait w = {0, 0};
+    nl_wait w = {0, 0, 0};
     for (;;) {
-        uint32_t number, owner = 0;
-        uint64_t meta;
+        uint32_t number;
+        uint64_t meta, busy = 0;
         bool live = false, freed = false;
         nl_gate_enter(&t->us);
         nl_segment *segment = nl_segment_lock(t, fp, patience, &number);
@@ -607,7 +607,7 @@ static inline nl_outcome nl_reset(nl_table *t, nl_fingerprint fp, uint64_t now_n
                 if (live) nl_slab_forget(&t->slab);
                 nl_free_slot(t, segment, nl_segment_buckets(t, number), fp, slot);
             } else if (slot) {
-                owner = nl_meta_owner(nl_load64(&slot->meta));
+                busy = nl_load64(&slot->meta);
             }
             nl_unlock(&segment->lock);
             if (freed) {
@@ -619,7 +619,7 @@ static inline nl_outcome nl_reset(nl_table *t, nl_fingerprint fp, uint64_t now_n
         nl_gate_leave(&t->us);
         if (!segment) return NL_WOULD_WAIT;
         if (!slot || freed) return live ? NL_ALLOWED : NL_DENIED;
-        if (!nl_wait_on(&t->us, &w, patience, owner)) return NL_WOULD_WAIT;
+        if (!nl_wait_on(&t->us, &w, patience, busy)) return NL_WOULD_WAIT;
     }
 }
 

@@ -28,7 +28,7 @@ static inline uint64_t nl_walk_count(const nl_table *t, uint64_t now_ns) {
 }
 
 /* Frees keys of 16 buckets of a segment: the idle ones, or all. Returns how many; *busy: some were being used. */
-static inline uint32_t nl_walk_step(nl_table *t, uint32_t number, uint32_t first, nl_now now, bool live_too, uint32_t *busy, bool *stalled) {
+static inline uint32_t nl_walk_step(nl_table *t, uint32_t number, uint32_t first, nl_now now, bool live_too, uint64_t *busy, bool *stalled) {
     uint32_t ids[NL_WALK_BUCKETS * NL_BUCKET_ENTRIES], freed = 0;
     nl_segment *segment = &t->segments[number];
     nl_bucket *buckets = nl_segment_buckets(t, number);
@@ -49,7 +49,7 @@ static inline uint32_t nl_walk_step(nl_table *t, uint32_t number, uint32_t first
             nl_slot *slot = nl_slab_slot(&t->slab, id);
             uint64_t meta;
             if (!nl_slot_try(&t->us, slot, &meta)) {
-                *busy = nl_meta_owner(nl_load64(&slot->meta));
+                *busy = nl_load64(&slot->meta);
                 continue;
             }
             if (!live_too && !nl_slot_is_idle(t, slot, meta, now)) {
@@ -75,11 +75,11 @@ static inline uint64_t nl_walk_free(nl_table *t, uint64_t now_ns, bool live_too,
     uint64_t freed = 0;
     *stalled = false;
     for (uint32_t number = 0; number < nl_load32_acquire(&t->head->segments); number++) {
-        nl_wait w = {0, 0};
+        nl_wait w = {0, 0, 0};
         for (uint32_t first = 0; first < NL_SEGMENT_BUCKETS && !*stalled; first += NL_WALK_BUCKETS) {
-            uint32_t busy = 0;
+            uint64_t busy = 0;
             freed += nl_walk_step(t, number, first, now, live_too, &busy, stalled);
-            if (!live_too) nl_ask_about(&t->us, busy); /* the next walk will know */
+            if (!live_too) nl_ask_about(&t->us, nl_meta_owner(busy)); /* the next walk will know */
             if (!busy || !live_too) continue;
             if (nl_wait_on(&t->us, &w, NL_WAITING, busy)) first -= NL_WALK_BUCKETS; /* wraps and comes back */
             else *stalled = true;
