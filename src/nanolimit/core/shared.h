@@ -231,13 +231,18 @@ static inline void nl_place_take(struct nl_shared *s, uint32_t place) {
     NL_POINT(registered);
 }
 
-/* Looks for a place that nobody alive has, from the front, and locks its byte. 0: there is none that is not worn. */
+/* Looks for a place that nobody alive has, from the front, and locks its byte. 0: there is none that is not worn. Places that are said
+ * to be alive are tried too, for their process may have died unseen; beyond the first 64 only if there is no other. */
 static inline uint32_t nl_place_find(struct nl_shared *s, int fd) {
     const nl_member *members = s->table->us.members;
-    for (uint32_t place = 1; place < NL_MEMBERS - 1; place++) {
-        if (nl_place_is_worn(nl_load64(&members[place].word)) || !nl_place_lock(s, fd, place, F_WRLCK)) continue;
-        if (!nl_place_is_worn(nl_load64(&members[place].word))) return place;
-        nl_place_lock(s, fd, place, F_UNLCK);
+    for (uint32_t round = 0; round < 2; round++) {
+        for (uint32_t place = 1; place < NL_MEMBERS - 1; place++) {
+            uint64_t word = nl_load64(&members[place].word);
+            if (nl_place_is_worn(word) || (!round && place > 64 && (word & NL_MEMBER_STATE) == NL_MEMBER_ALIVE)) continue;
+            if (!nl_place_lock(s, fd, place, F_WRLCK)) continue;
+            if (!nl_place_is_worn(nl_load64(&members[place].word))) return place;
+            nl_place_lock(s, fd, place, F_UNLCK);
+        }
     }
     return 0;
 }
