@@ -5,7 +5,8 @@
     >>> limiter.allow("user:42")
     True
 
-The public names stand here and nothing else does. `nanolimit.telemetry` is a public module.
+The public names stand here and nothing else does. `nanolimit.telemetry` is a public module, and so
+is `nanolimit.shared`, which looks after shared tables.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from nanolimit import telemetry
 from nanolimit._core import Decision, Stats
 from nanolimit.clock import ManualClock
 from nanolimit.default import allow, configure
-from nanolimit.errors import LimiterClosedError, NanolimitError, RateLimitExceeded
+from nanolimit.errors import (
+    LimiterClosedError,
+    NanolimitError,
+    RateLimitExceeded,
+    SharedTableError,
+)
 from nanolimit.limiter import RateLimiter
 from nanolimit.quota import Quota
 
@@ -29,6 +35,7 @@ __all__ = [
     "Quota",
     "RateLimitExceeded",
     "RateLimiter",
+    "SharedTableError",
     "Stats",
     "__version__",
     "allow",

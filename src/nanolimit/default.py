@@ -51,10 +51,16 @@ def configure(
     per: float | timedelta | None = None,
     *,
     name: str | None = "default",
-    max_keys: int = 1_000_000,
+    max_keys: int | None = None,
     on_full: Literal["allow", "deny", "evict"] = "allow",
     clock: Callable[[], float] | None = None,
-    shared: None = None,
+    shared: str | os.PathLike[str] | Literal[True] | None = None,
+    on_mismatch: Literal["error", "adopt", "replace"] = "error",
+    mode: int = 0o600,
+    group: int | str | None = None,
+    stall_timeout: float | timedelta = 0.05,
+    on_stall: Literal["allow", "deny", "wait"] = "allow",
+    typical: int | None = None,
 ) -> RateLimiter:
     """Make the default limiter anew, and return it.
 
@@ -65,7 +71,19 @@ def configure(
     """
     global _limiter
     made = RateLimiter(
-        quota, per, name=name, max_keys=max_keys, on_full=on_full, clock=clock, shared=shared
+        quota,
+        per,
+        name=name,
+        max_keys=max_keys,
+        on_full=on_full,
+        clock=clock,
+        shared=shared,
+        on_mismatch=on_mismatch,
+        mode=mode,
+        group=group,
+        stall_timeout=stall_timeout,
+        on_stall=on_stall,
+        typical=typical,
     )
     # The one before is not closed: another thread may be inside its allow() and would get an
     # error. It goes when the last one lets go of it.

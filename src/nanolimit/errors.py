@@ -40,7 +40,7 @@ class SharedTableError(NanolimitError):
     The message names the file, what is wrong with it and what was expected, and the command or the
     argument that mends it. `RateLimiter` raises it when it is made; its methods raise it only where
     a process can't join the table after a fork (there are too many, or it has no right to the
-    file), and `clear`, `evict`, `reset` and ``len`` where a stopped process holds a part of it.
+    file), and `reset`, `clear` and `evict` where a stopped process holds a part of it.
     """
 
 

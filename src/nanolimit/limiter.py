@@ -11,15 +11,15 @@ from __future__ import annotations
 import os
 import threading
 from textwrap import dedent
-from typing import TYPE_CHECKING, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from nanolimit import _core
-from nanolimit.clock import shown
-from nanolimit.errors import LimiterClosedError, NanolimitError
+from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
+from nanolimit.errors import LimiterClosedError
 from nanolimit.quota import Quota, whole_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import timedelta
     from ipaddress import (
         IPv4Address,
@@ -44,6 +44,22 @@ __all__ = ["RateLimiter"]
 MAX_KEYS = 1 << 31
 _ON_FULL = ("allow", "deny", "evict")
 _MAX_NAME = 200
+_DEFAULT_MAX_KEYS = 1_000_000
+
+# The arguments that only a shared table knows, as they stand in the signature: what is given
+# without shared= differs from these.
+_SHARED_DEFAULTS = {
+    "on_mismatch": "error",
+    "mode": 0o600,
+    "group": None,
+    "stall_timeout": 0.05,
+    "on_stall": "allow",
+    "typical": None,
+}
+_ON_MISMATCH = ("error", "adopt", "replace")
+_ON_STALL = ("allow", "deny", "wait")
+_MAX_STALL_S = 86_400
+_MAX_GROUP = 2**32 - 2
 
 # Reentrant, like every lock of the face: a signal handler may make a limiter while one is made.
 _naming = threading.RLock()
@@ -72,6 +88,10 @@ class Verbs:
     A key says who asks: a str, bytes, int, `uuid.UUID`, an address of `ipaddress`, or a tuple of
     keys. ``1``, ``"1"``, ``b"1"`` and ``("1",)`` are four different users; ``True`` is ``1``, as
     in a dict. Every verb is thread-safe, and raises `LimiterClosedError` after `close`.
+
+    Of a shared table, a process that was stopped (SIGSTOP, a debugger) may hold a part. Requests
+    then wait, and are answered as `on_stall` says; `reset`, `clear` and `evict` raise
+    `SharedTableError` when they have waited that long, and may be called again.
     """
 
     __slots__ = ("_engine",)
@@ -189,6 +209,10 @@ class Verbs:
         `overflowed` those among them that `on_full` decided. `keys` is the number of occupied
         slots, some of which may be idle; ``len(limiter)`` counts exactly, but walks the table.
 
+        Of a shared table they count what all processes did since it was made. Its fill shows in
+        three attributes besides: `stalled`, the requests that `on_stall` decided; `log_bytes` and
+        `log_capacity_bytes`, the memory for long logs, in use and in all.
+
         A fixed amount of work. Under load, each counter is right, but they are not all read at
         the same instant.
         """
@@ -198,7 +222,8 @@ class Verbs:
         """Give the memory back. Using the limiter afterwards raises `LimiterClosedError`.
 
         Calls that other threads have under way are finished first. Closing twice is fine. A
-        limiter that is forgotten gives its memory back as well; this is for saying when.
+        limiter that is forgotten gives its memory back as well; this is for saying when. A shared
+        table stays, with its counts, until it is removed or the machine starts anew.
         """
         self._engine.close()
 
@@ -245,27 +270,53 @@ class RateLimiter(Verbs):
             ``"5/minute"``, ``"100/15m"``, ``"10 per 2 hours"``. 5 when left out.
         per: The length of the window for a limit given as an int: seconds, or a `timedelta`.
             A minute when left out.
-        name: What telemetry and `repr` call it. ``limiter-1``, ``limiter-2``, ... when left out.
-        max_keys: How many keys may be live at a time, 1 to 2**31. Memory is taken as keys come,
-            about 60 bytes for each.
+        name: What telemetry and `repr` call it. When left out, the name of its shared table, else
+            ``limiter-1``, ``limiter-2``, ...
+        max_keys: How many keys may be live at a time, 1 to 2**31; 1,000,000 when left out. Memory
+            is taken as keys come, about 60 bytes for each. Of a shared table all of it is taken at
+            once, so that there it is 100,000 when left out, and 2**30 at most.
         on_full: What happens to an unknown key when there is no room: ``"allow"`` lets it pass
             uncounted, ``"deny"`` refuses it, ``"evict"`` forgets the key that was idle longest
             among a few, so that the limit is not exact any more for that one. A known key is
             decided by its log.
         clock: Any callable that returns float seconds, such as a `ManualClock`. The system's
-            monotonic clock when left out, which is fastest.
-        shared: For the shared table of several processes, which is still to come: leave it out.
+            monotonic clock when left out, which is fastest. All who share a table give one or
+            none of them does, and theirs must show the same time.
+        shared: One count for all processes of this machine (Linux). A name: the table of that name
+            in the user's own directory, ``$NANOLIMIT_DIR`` or ``/dev/shm/nanolimit-<uid>``. A str
+            with a slash or a `PathLike`: that file, best on a tmpfs. Who comes first makes it,
+            the others attach. True: a table without a name, for children that are forked. When
+            left out, the limiter counts for this process alone.
+
+            The arguments that follow are for shared tables only.
+        on_mismatch: What happens if the table was made for another limit, window, `max_keys`,
+            `typical` or kind of clock. ``"error"``: a `SharedTableError` that names each.
+            ``"adopt"``: the limiter takes the table's (but not another kind of clock).
+            ``"replace"``: the new ones hold. If only the limit differs, and the table has room
+            for it, then at once and for all; else a new table takes the name, and processes that
+            use the old one go on with that until they are restarted.
+        mode: Who may open the table's file: ``0o600``, or ``0o660`` with `group`.
+        group: The name or number of a group whose members may share the table: for a master that
+            is root and workers that are not. It needs ``NANOLIMIT_DIR`` or a path.
+        stall_timeout: Seconds, above 0, that a request waits for a process that was stopped in the
+            middle of one (SIGSTOP, a debugger). Nobody waits for one that was killed.
+        on_stall: What happens then: ``"allow"`` or ``"deny"``, uncounted; or ``"wait"`` on.
+        typical: How many requests of its window a live key holds on average: that much memory is
+            taken for long logs. The limit, but at most 32, when left out.
 
     Raises:
-        TypeError: An argument is of the wrong type, or `per` is given besides a quota that has it.
+        TypeError: An argument is of the wrong type, `per` is given besides a quota that has it, or
+            an argument that only a shared table knows without `shared`.
         ValueError: An argument is out of range or is not understood.
-        NanolimitError: `shared` is given.
+        SharedTableError: The shared table can't be used, or not as it was asked for; or this
+            platform has none.
 
-    Thread-safe, with and without the GIL. After a fork the child goes on with a copy of its own.
-    It can be weakly referenced, but not pickled or copied. On a free-threaded build, threads that
-    each take the method once, ``allow = limiter.allow``, scale better than those that go through a
-    shared global, above all before 3.14; from 3.14t on, a limiter that is forgotten goes at the
-    next garbage collection: `close` it to give its memory back at once.
+    Thread-safe, with and without the GIL. After a fork the child goes on with a copy of its own, or
+    with the same table if that is shared. It can be weakly referenced, but not pickled or copied.
+    On a free-threaded build, threads that each take the method once, ``allow = limiter.allow``,
+    scale better than those that go through a shared global, above all before 3.14; from 3.14t on, a
+    limiter that is forgotten goes at the next garbage collection: `close` it to give its memory
+    back at once.
     """
 
     # The slots are named like the verbs and so come before them. `help` shows their text.
@@ -273,9 +324,11 @@ class RateLimiter(Verbs):
         **{verb: _slot_text(verb) for verb in _VERBS},
         "__weakref__": "Weak references to the limiter.",
         "_max_keys": "The bound of live keys, for repr.",
+        "_shared": "The path of its shared table, True: it has none, None: it is private.",
     }
 
     _max_keys: int
+    _shared: str | Literal[True] | None
 
     def __init__(
         self,
@@ -283,32 +336,48 @@ class RateLimiter(Verbs):
         per: float | timedelta | None = None,
         *,
         name: str | None = None,
-        max_keys: int = 1_000_000,
+        max_keys: int | None = None,
         on_full: Literal["allow", "deny", "evict"] = "allow",
         clock: Callable[[], float] | None = None,
-        shared: None = None,
+        shared: str | os.PathLike[str] | Literal[True] | None = None,
+        on_mismatch: Literal["error", "adopt", "replace"] = "error",
+        mode: int = 0o600,
+        group: int | str | None = None,
+        stall_timeout: float | timedelta = 0.05,
+        on_stall: Literal["allow", "deny", "wait"] = "allow",
+        typical: int | None = None,
     ) -> None:
         checked_quota = _checked_quota(quota, per)
-        self._max_keys = _checked_max_keys(max_keys)
-        _check_on_full(on_full)
+        _check_choice("on_full", on_full, _ON_FULL)
         if clock is not None and not callable(clock):
             raise TypeError(
                 f"clock must be a callable that returns seconds, not {type(clock).__name__}"
             )
-        if shared is not None:
-            raise NanolimitError(
-                "shared= is not there yet: the table that processes share is still to come; "
-                "leave it out to make a limiter of this process"
+        given = {
+            "on_mismatch": on_mismatch,
+            "mode": mode,
+            "group": group,
+            "stall_timeout": stall_timeout,
+            "on_stall": on_stall,
+            "typical": typical,
+        }
+        if shared is None:
+            _refuse_without_shared(given)
+            self._shared = None
+            self._max_keys = _checked_max_keys(max_keys)
+            self._engine = engine = _core.Limiter(
+                checked_quota,
+                limit=checked_quota.limit,
+                window_ns=checked_quota.window_ns,
+                name=_checked_name(name),
+                max_keys=self._max_keys,
+                on_full=on_full,
+                clock=clock,
             )
-        self._engine = engine = _core.Limiter(
-            checked_quota,
-            limit=checked_quota.limit,
-            window_ns=checked_quota.window_ns,
-            name=_checked_name(name),
-            max_keys=self._max_keys,
-            on_full=on_full,
-            clock=clock,
-        )
+        else:
+            self._engine = engine = self._shared_engine(
+                checked_quota, name, max_keys, on_full, clock, shared, **given
+            )
         # Through the slots themselves, not setattr: a subclass that overrides a verb keeps its
         # own, and reaches this one with super().
         # Where Python is free-threaded, threads that share the limiter need not pass its reference
@@ -319,9 +388,78 @@ class RateLimiter(Verbs):
             slot.__set__(self, method)
         _core._defer_refcount(self)
 
+    def _shared_engine(
+        self,
+        quota: Quota,
+        name: str | None,
+        max_keys: int | None,
+        on_full: str,
+        clock: Callable[[], float] | None,
+        shared: str | os.PathLike[str] | Literal[True],
+        *,
+        on_mismatch: Any,
+        mode: Any,
+        group: Any,
+        stall_timeout: Any,
+        on_stall: Any,
+        typical: Any,
+    ) -> _core.Limiter:
+        """Attach to a shared table, made now if it is not there."""
+        # Here, because few limiters need it.
+        from nanolimit import table as tables
+
+        if shared is not True:
+            called = tables.table_name(shared)
+            name = called if name is None else name
+        _check_choice("on_mismatch", on_mismatch, _ON_MISMATCH)
+        _check_choice("on_stall", on_stall, _ON_STALL)
+        access = tables.Access(on_mismatch, _checked_mode(mode, group), _checked_group(group))
+        if shared is True and (group is not None or access.mode != 0o600):
+            raise TypeError("mode and group go with a table that has a name; shared=True has none")
+        stall_ns = _checked_stall(stall_timeout)
+        wanted = tables.Wanted(
+            quota,
+            None if max_keys is None else tables.checked_max_keys(max_keys),
+            tables.checked_typical(typical, quota),
+            own_clock=clock is not None,
+        )
+        tables.require_platform()
+        name = _checked_name(name)
+        while True:
+            with tables.attach(shared, wanted, access) as table:
+
+                def make_quota(limit: int, own: Quota = table.quota) -> Quota:
+                    if (limit, own.window_ns) == (quota.limit, quota.window_ns):
+                        return quota
+                    return Quota._of(limit, own.window_ns)
+
+                engine = _core.Limiter(
+                    table.quota,
+                    limit=table.quota.limit,
+                    window_ns=table.quota.window_ns,
+                    name=name,
+                    max_keys=table.max_keys,
+                    on_full=on_full,
+                    clock=clock,
+                    table=table.fd,
+                    path=table.path,
+                    stall_ns=stall_ns,
+                    on_stall=on_stall,
+                    make_quota=make_quota,
+                )
+                if table.is_replaced():
+                    # Others put a new table in its place before this one was mapped.
+                    engine.close()
+                    continue
+                if table.new_limit is not None:
+                    engine.set_limit(table.new_limit)
+                self._shared = table.path or True
+                self._max_keys = table.max_keys
+                return engine
+
     @property
     def quota(self) -> Quota:
-        """The `Quota` that holds for every key."""
+        """The `Quota` that holds for every key. Others may change that of a shared table."""
         return self._engine.quota
 
     @property
@@ -365,15 +503,20 @@ class RateLimiter(Verbs):
     def __repr__(self) -> str:
         engine = self._engine
         head = f"<{type(self).__name__} {engine.name!r} {engine.quota}"
+        if self._shared is not None:
+            head += ", shared" if self._shared is True else f", shared at {self._shared!r}"
         try:
             return f"{head}, {engine.stats().keys} of {self._max_keys} keys>"
         except LimiterClosedError:
             return f"{head}, closed>"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
+        where, mend = "in this process", "Make one in each process"
+        if self._shared is not None:
+            where = "in a table that this process has open"
+            mend = "Make one with the same shared= in each process"
         raise TypeError(
-            f"a {type(self).__name__} cannot be pickled or copied: its counts live in this "
-            f"process. Make one in each process"
+            f"a {type(self).__name__} cannot be pickled or copied: its counts live {where}. {mend}"
         )
 
 
@@ -396,17 +539,66 @@ def _checked_quota(quota: object, per: float | timedelta | None) -> Quota:
 
 
 def _checked_max_keys(max_keys: object) -> int:
+    if max_keys is None:
+        return _DEFAULT_MAX_KEYS
     number = whole_number("max_keys", max_keys)
     if not 1 <= number <= MAX_KEYS:
         raise ValueError(f"max_keys must be from 1 to 2**31, not {shown(number)}")
     return number
 
 
-def _check_on_full(on_full: object) -> None:
-    if not isinstance(on_full, str):
-        raise TypeError(f"on_full must be a str, not {type(on_full).__name__}")
-    if on_full not in _ON_FULL:
-        raise ValueError(f"on_full must be 'allow', 'deny' or 'evict', not {shown(on_full)}")
+def _check_choice(parameter: str, value: object, choices: tuple[str, str, str]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{parameter} must be a str, not {type(value).__name__}")
+    if value not in choices:
+        first, second, third = choices
+        raise ValueError(
+            f"{parameter} must be {first!r}, {second!r} or {third!r}, not {shown(value)}"
+        )
+
+
+def _refuse_without_shared(given: Mapping[str, object]) -> None:
+    if given == _SHARED_DEFAULTS:
+        return
+    names = [name for name, value in given.items() if value != _SHARED_DEFAULTS[name]]
+    raise TypeError(f"{' and '.join(names)} need shared=: a private limiter has no such thing")
+
+
+def _checked_mode(mode: object, group: object) -> int:
+    number = whole_number("mode", mode)
+    if not 0 <= number <= 0o777 or number & 0o600 != 0o600 or number & 0o111:
+        raise ValueError(
+            f"mode must let the owner read and write and nobody execute, such as 0o600 or 0o660, "
+            f"not {shown(number) if number < 0 else oct(number)}"
+        )
+    if group is not None and not number & 0o040:
+        raise ValueError(
+            f"mode must let the group in if group is given, such as 0o660, not {oct(number)}"
+        )
+    return number
+
+
+def _checked_group(group: object) -> int | str | None:
+    if group is None or isinstance(group, str):
+        return group
+    if isinstance(group, bool) or not hasattr(type(group), "__index__"):
+        raise TypeError(f"group must be a name or a number, not {type(group).__name__}")
+    number = whole_number("group", group)
+    if not 0 <= number <= _MAX_GROUP:
+        raise ValueError(f"group must be from 0 to {_MAX_GROUP}, not {shown(number)}")
+    return number
+
+
+def _checked_stall(stall_timeout: object) -> int:
+    stall_ns = nanoseconds("stall_timeout", stall_timeout)
+    if stall_ns <= 0:
+        raise ValueError(f"stall_timeout must be > 0 seconds, got {shown(stall_timeout)}")
+    if stall_ns > _MAX_STALL_S * NS_PER_SECOND:
+        raise ValueError(
+            f"stall_timeout must be <= {_MAX_STALL_S} seconds (a day), got {shown(stall_timeout)}; "
+            f"on_stall='wait' waits on"
+        )
+    return stall_ns
 
 
 def _checked_name(name: object) -> str:

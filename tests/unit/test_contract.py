@@ -27,6 +27,7 @@ def test_the_public_names() -> None:
         "RateLimitExceeded",
         "NanolimitError",
         "LimiterClosedError",
+        "SharedTableError",
         "telemetry",
         "allow",
         "configure",
@@ -38,13 +39,20 @@ def test_the_public_names() -> None:
 
 def test_the_signature_of_a_limiter() -> None:
     parameters = inspect.signature(RateLimiter).parameters
-    assert list(parameters) == ["quota", "per", "name", "max_keys", "on_full", "clock", "shared"]
+    assert list(parameters) == [
+        "quota", "per", "name", "max_keys", "on_full", "clock", "shared",
+        "on_mismatch", "mode", "group", "stall_timeout", "on_stall", "typical",
+    ]  # fmt: skip
     by_position = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert by_position == ["quota", "per"]
     defaults = {name: p.default for name, p in parameters.items()}
-    assert defaults["max_keys"] == 1_000_000
+    assert RateLimiter().stats().capacity == 1_000_000
     assert defaults["on_full"] == "allow"
     assert defaults["clock"] is defaults["shared"] is defaults["name"] is None
+    assert defaults["max_keys"] is defaults["group"] is defaults["typical"] is None
+    assert defaults["on_mismatch"] == "error"
+    assert (defaults["mode"], defaults["stall_timeout"]) == (0o600, 0.05)
+    assert defaults["on_stall"] == "allow"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import nanolimit
-from nanolimit import LimiterClosedError, ManualClock, NanolimitError, Quota, RateLimiter
+from nanolimit import LimiterClosedError, ManualClock, Quota, RateLimiter
 from nanolimit import _core as core
 from nanolimit.limiter import _VERBS, Verbs
 from nanolimit.limiter import _next_name as next_name
@@ -95,7 +95,7 @@ def test_the_quota_is_the_one_that_was_given() -> None:
         ((), {"max_keys": 10**5000}, ValueError, "an integer of 16610 bits"),
         ((), {"max_keys": 1.0}, TypeError, "max_keys must be an int, not float"),
         ((), {"max_keys": True}, TypeError, "max_keys must be an int, not bool"),
-        ((), {"max_keys": None}, TypeError, "max_keys must be an int, not NoneType"),
+        ((), {"max_keys": "5"}, TypeError, "max_keys must be an int, not str"),
         (
             (),
             {"on_full": "panic"},
@@ -108,7 +108,14 @@ def test_the_quota_is_the_one_that_was_given() -> None:
         ((), {"name": 5}, TypeError, "name must be a str, not int"),
         ((), {"name": ""}, ValueError, "name must have 1 to 200 characters, not 0"),
         ((), {"name": "x" * 201}, ValueError, "name must have 1 to 200 characters, not 201"),
-        ((), {"shared": "api"}, NanolimitError, "the table that processes share is still to come"),
+        ((), {"shared": False}, TypeError, "shared must be a name, a path or True, not bool False"),
+        ((), {"shared": 5}, TypeError, "shared must be a name, a path or True, not int 5"),
+        ((), {"shared": b"api"}, TypeError, "not bytes b'api'"),
+        ((), {"shared": ""}, ValueError, "shared must be a name of 1 to 200 letters"),
+        ((), {"on_mismatch": "adopt"}, TypeError, "on_mismatch need shared="),
+        ((), {"mode": 0o660, "group": 5}, TypeError, "mode and group need shared="),
+        ((), {"stall_timeout": 1}, TypeError, "stall_timeout need shared="),
+        ((), {"on_stall": "deny", "typical": 3}, TypeError, "on_stall and typical need shared="),
         ((), {"window": 5}, TypeError, "window"),
     ],
 )
@@ -429,8 +436,8 @@ def test_a_bad_configuration_changes_nothing() -> None:
     kept = nanolimit.configure(2)
     with pytest.raises(ValueError, match="no unit"):
         nanolimit.configure("5/fortnight")
-    with pytest.raises(NanolimitError):
-        nanolimit.configure(shared="api")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not bool False"):
+        nanolimit.configure(shared=False)  # type: ignore[arg-type]
     assert default._limiter is kept
 
 
@@ -478,6 +485,7 @@ def test_the_public_names() -> None:
             "Quota",
             "RateLimitExceeded",
             "RateLimiter",
+            "SharedTableError",
             "Stats",
             "__version__",
             "allow",
@@ -530,7 +538,11 @@ def test_the_modules_form_layers() -> None:
         "clock": set(),
         "quota": {"clock"},
         "telemetry": {"_core"},
-        "limiter": {"_core", "clock", "errors", "quota"},
+        "place": {"clock", "errors"},
+        "header": {"_core", "clock", "errors", "quota"},
+        "table": {"_core", "clock", "errors", "header", "place", "quota"},
+        "shared": {"_core", "clock", "errors", "header", "place", "quota", "table"},
+        "limiter": {"_core", "clock", "errors", "quota", "table"},
         "default": {"limiter"},
         "pytest_plugin": {"clock"},
     }

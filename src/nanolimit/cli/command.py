@@ -10,10 +10,11 @@ from typing import IO, TYPE_CHECKING, TypeVar
 import click
 from rich.console import Console
 
-from nanolimit import Quota, __version__
+from nanolimit import NanolimitError, Quota, __version__, shared
 from nanolimit.cli import key as keys
 from nanolimit.cli import log, progress, replay
 from nanolimit.cli import quota as quotas
+from nanolimit.cli import table as tables
 from nanolimit.cli.extra import MissingExtraError, require
 from nanolimit.cli.report import SHARES, Report, printable
 
@@ -52,13 +53,18 @@ Examples:
   nanolimit replay access.log --limit 60/minute
   nanolimit replay access.log.1.gz access.log --sweep 10,30,60,120/minute --plot replay.png
   ssh web1 cat /var/log/nginx/access.log | nanolimit replay - --limit 5/second --json
+  nanolimit size --keys 1e6 --limit 100/minute --typical 5
+  nanolimit ls
   nanolimit bench""",
 )
 @click.version_option(
     __version__, "-V", "--version", prog_name="nanolimit", message="%(prog)s %(version)s"
 )
 def nanolimit() -> None:
-    """Exact rate limiting: try a limit on yesterday's log before you put it into a service."""
+    """Exact rate limiting: try a limit on yesterday's log before you put it into a service.
+
+    And look after the tables that its processes share: ls, inspect, rm, size.
+    """
 
 
 @nanolimit.command(
@@ -302,6 +308,151 @@ def bench_command(rounds: int, calls: int, as_json: bool) -> None:
         result.show(console())
 
 
+_TABLE_EXIT_CODES = """\b
+Exit codes: 0 done, 1 the table can't be used, 2 wrong usage, 3 an extra is not installed."""
+
+
+@nanolimit.command(
+    "ls",
+    epilog=f"""\b
+Examples:
+  nanolimit ls
+  nanolimit ls --json
+  NANOLIMIT_DIR=/run/api nanolimit ls          the tables of a service that has that directory
+  sudo -u www-data nanolimit ls                another user's
+
+{_TABLE_EXIT_CODES}""",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def ls_command(as_json: bool) -> None:
+    """List the shared tables of this user.
+
+    They lie in $NANOLIMIT_DIR, else in /dev/shm/nanolimit-<uid>. Files there that are damaged or no
+    tables are listed with the reason. Looking changes nothing.
+    """
+    found, directory = shared.tables(), shared.directory()
+    if as_json:
+        listed = [tables.as_json(table) for table in found]
+        click.echo(json.dumps({"directory": str(directory), "tables": listed}, indent=2))
+    else:
+        tables.show_list(console(), directory, found)
+
+
+@nanolimit.command(
+    "inspect",
+    epilog=f"""\b
+Examples:
+  nanolimit inspect api
+  nanolimit inspect /run/api/limits --json
+
+{_TABLE_EXIT_CODES}""",
+)
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def inspect_command(name: str, as_json: bool) -> None:
+    """Show what a shared table holds and who uses it.
+
+    NAME is the table's name, or a path if it has a slash. Looking changes nothing.
+    """
+    table = _value("NAME", shared.inspect, name)
+    if as_json:
+        click.echo(json.dumps(tables.as_json(table), indent=2))
+    else:
+        tables.show(console(), table)
+    if table.problem:
+        raise click.exceptions.Exit(UnusableInputError.exit_code)
+
+
+@nanolimit.command(
+    "rm",
+    epilog=f"""\b
+Examples:
+  nanolimit rm api
+  nanolimit rm ./limits /run/api/limits
+  nanolimit rm api --force                     although processes use it
+
+{_TABLE_EXIT_CODES}""",
+)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--force", "-f", is_flag=True, help="Remove it although processes use it.")
+def rm_command(names: Sequence[str], force: bool) -> None:
+    """Remove shared tables and their counts.
+
+    NAME is a table's name, or a path if it has a slash. The next limiter that asks for the table
+    makes it anew. With --force, processes that use it go on with the old one, apart from those that
+    come later, until they are restarted. What is no table is never removed.
+    """
+    failed = False
+    for name in names:
+        try:
+            _value("NAME", lambda name: shared.remove(name, force), name)
+        except NanolimitError as error:
+            click.echo(f"Error: {error}", err=True)
+            failed = True
+    if failed:
+        raise click.exceptions.Exit(UnusableInputError.exit_code)
+
+
+@nanolimit.command(
+    "size",
+    epilog="""\b
+Examples:
+  nanolimit size --keys 1e6 --limit 100/minute --typical 5
+  nanolimit size --keys 100k --limit 100 --per 60 --json
+
+\b
+Exit codes: 0 done, 2 wrong usage, 3 an extra is not installed.""",
+)
+@click.option(
+    "--keys",
+    "keys_text",
+    required=True,
+    metavar="N",
+    help="Its max_keys: how many keys may be live at a time (1000000, 1e6, 100k).",
+)
+@click.option(
+    "--limit",
+    "limit_text",
+    default="5/minute",
+    show_default=True,
+    metavar="QUOTA",
+    help="The limit, as 100/minute, or as 100 with --per.",
+)
+@click.option(
+    "--per",
+    metavar="SECONDS",
+    help="The window in seconds, if --limit is a number alone.  [default: 60]",
+)
+@click.option(
+    "--typical",
+    "typical_text",
+    metavar="N",
+    help="How many requests of its window a live key holds on average.  [default: the limit, at "
+    "most 32]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def size_command(
+    keys_text: str, limit_text: str, per: str | None, typical_text: str | None, as_json: bool
+) -> None:
+    """Tell how much memory a shared table takes.
+
+    It takes all of it when it is made, and no more later.
+    """
+    quota = _value("--limit", lambda text: tables.parse_quota(text, per), limit_text)
+    number = _value("--keys", tables.parse_count, keys_text)
+    typical = (
+        None if typical_text is None else _value("--typical", tables.parse_count, typical_text)
+    )
+    try:
+        size = tables.size(number, quota, typical)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(size.as_json(), indent=2))
+    else:
+        size.show(console())
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; errors stand on stderr already.
 
@@ -314,6 +465,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except NanolimitError as error:
+        # A shared table that can't be used.
+        print(f"Error: {error}", file=sys.stderr)
+        return UnusableInputError.exit_code
     except (click.Abort, KeyboardInterrupt):
         print("nanolimit: interrupted", file=sys.stderr)
         return 130

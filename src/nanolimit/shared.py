@@ -1,0 +1,360 @@
+"""Shared tables from outside: which there are, what they hold, how to remove one, how large one is.
+
+For limiters a shared table is one argument, ``RateLimiter("5/minute", shared="api")``. This is for
+those who look after tables; ``nanolimit ls``, ``inspect``, ``rm`` and ``size`` call it. Looking
+changes nothing in a table, and who looks does not become one of its users.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nanolimit import _core
+from nanolimit.clock import NS_PER_SECOND
+from nanolimit.errors import SharedTableError
+from nanolimit.header import (
+    MAGIC,
+    REPLACED,
+    boot_id,
+    check_time_namespace,
+    checked_config,
+    read_header,
+)
+from nanolimit.place import (
+    Handle,
+    Place,
+    check_kind,
+    locked,
+    open_directory,
+    opened,
+    own_directory,
+    place_of,
+    refuse,
+)
+from nanolimit.quota import Quota
+from nanolimit.table import Wanted, checked_max_keys, checked_typical, finish, require_platform
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+__all__ = ["Process", "TableInfo", "bytes_for", "directory", "inspect", "remove", "tables"]
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that has a table open, once for each of its limiters on it."""
+
+    pid: int
+    """Its number, in the PID namespace that it runs in."""
+
+    alive: bool
+    """False for one that was killed and whose entry nobody has needed since."""
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """What a shared table is and holds, seen from outside: nothing in it was changed.
+
+    Everything after `problem` is None or empty if the file can't be read as a table.
+    """
+
+    name: str
+    path: str
+
+    bytes: int
+    """The size of the file: all the memory that the table takes, now and later."""
+
+    problem: str | None = None
+    """Why no limiter can attach to it as it is; None: one can."""
+
+    state: Literal["ready", "replaced", "stale", "unusable"] = "ready"
+    """ready: in use or usable. replaced: a new table has taken its name. stale: of another boot,
+    so that the next limiter makes it anew. unusable: see `problem`."""
+
+    quota: Quota | None = None
+    max_keys: int | None = None
+    typical: int | None = None
+
+    own_clock: bool | None = None
+    """Whether its limiters were given a clock."""
+
+    created: datetime | None = None
+    """When it was made, in UTC."""
+
+    keys: int | None = None
+    """Slots in use; some may be idle."""
+
+    live_keys: int | None = None
+    """Keys that hold a request of their window now. None if its limiters bring their own clock."""
+
+    allowed: int | None = None
+    denied: int | None = None
+    evicted: int | None = None
+    overflowed: int | None = None
+    """The counters of all processes, as in `Stats`."""
+
+    stalled: int | None = None
+    """Calls that `on_stall` decided, because a stopped process was in the way."""
+
+    log_bytes: int | None = None
+    log_capacity_bytes: int | None = None
+    """Memory for logs that are too long for a slot: in use, and in all."""
+
+    processes: tuple[Process, ...] = ()
+    """Who has it open; one that has two limiters on it stands here twice."""
+
+
+def directory() -> Path:
+    """Return where tables that are called by a bare name lie: it need not exist.
+
+    Raises:
+        SharedTableError: NANOLIMIT_DIR is no absolute path.
+    """
+    return own_directory()[0]
+
+
+def inspect(name: str | os.PathLike[str]) -> TableInfo:
+    """Look at a table. Nothing in it is changed, and the caller does not become one of its users.
+
+    Args:
+        name: The name or the path, as for `RateLimiter`.
+
+    Returns:
+        What it is and holds. For a file that is damaged or no table, `problem` says why.
+
+    Raises:
+        TypeError: `name` is neither a name nor a path.
+        ValueError: It is a name that no table can have.
+        SharedTableError: There is no such file, or the caller may not read it; or this platform
+            has no shared tables.
+    """
+    require_platform()
+    place = place_of(name)
+    with open_directory(place) as folder:
+        return _inspected(folder, place)
+
+
+def tables() -> list[TableInfo]:
+    """Look at all tables in ``$NANOLIMIT_DIR``, or in ``/dev/shm/nanolimit-<uid>``.
+
+    Files that are damaged, no tables or not readable are among them; their `problem` says why.
+
+    Raises:
+        SharedTableError: The directory can't be read; or this platform has no shared tables.
+    """
+    require_platform()
+    path, kind = own_directory()
+    place = Place(path, "", kind)
+    if not os.path.lexists(path):
+        return []
+    found = []
+    with open_directory(place) as folder:
+        try:
+            with Handle(os.open(".", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder.fd)) as own:
+                names = sorted(os.listdir(own.fd))  # noqa: PTH208 (of a descriptor)
+        except OSError as error:
+            refuse(f"directory {str(path)!r} can't be read", error)
+        for name in names:
+            if not name.startswith("."):
+                each = place._replace(name=name)
+                try:
+                    found.append(_inspected(folder, each))
+                except SharedTableError as error:
+                    # It may be gone since it was listed.
+                    try:
+                        size = os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_size
+                    except FileNotFoundError:
+                        continue
+                    found.append(TableInfo(name, each.path, size, str(error), "unusable"))
+    return found
+
+
+def _inspected(folder: Handle, place: Place) -> TableInfo:
+    try:
+        status = os.stat(place.name, dir_fd=folder.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        raise SharedTableError(f"there is no table {place.path!r}") from None
+    except OSError as error:
+        refuse(f"table {place.path!r} can't be read", error)
+    try:
+        check_kind(place, status)
+    except SharedTableError as error:
+        return TableInfo(place.name, place.path, status.st_size, str(error), "unusable")
+    try:
+        handle = opened(folder, place.name, os.O_RDONLY)
+    except OSError as error:
+        refuse(f"table {place.path!r} can't be read", error)
+    with handle:
+        status = os.fstat(handle.fd)
+        try:
+            header = read_header(place, handle, status)
+            config = checked_config(place, header, status)
+            inside = _inside(place, handle)
+        except SharedTableError as error:
+            return TableInfo(place.name, place.path, status.st_size, str(error), "unusable")
+        problem: str | None = None
+        state: Literal["ready", "replaced", "stale", "unusable"] = "ready"
+        if header["state"] == REPLACED:
+            state = "replaced"
+        elif header["boot_id"] != boot_id():
+            state = "stale"
+        else:
+            try:
+                check_time_namespace(place, header)
+            except SharedTableError as error:
+                problem, state = str(error), "unusable"
+        return TableInfo(
+            place.name,
+            place.path,
+            status.st_size,
+            problem,
+            state,
+            quota=config.quota,
+            max_keys=config.max_keys,
+            typical=config.typical,
+            own_clock=config.own_clock,
+            created=_moment(header["created_ns"]),
+            **inside,
+        )
+
+
+def _inside(place: Place, handle: Handle) -> dict[str, Any]:
+    """What the core counts in a table without becoming its user."""
+    try:
+        found = _core.inspect_table(handle.fd)
+    except ValueError as error:
+        raise SharedTableError(
+            f"table {place.path!r} can't be used: {error}; it is damaged: remove it ({place.rm}), "
+            f"and its counts with it"
+        ) from None
+    counted = (
+        "keys", "live_keys", "allowed", "denied", "evicted", "overflowed", "stalled",
+        "log_bytes", "log_capacity_bytes",
+    )  # fmt: skip
+    inside = {field: found[field] for field in counted}
+    if found["own_clock"]:
+        inside["live_keys"] = None  # nobody here knows what time it is
+    inside["processes"] = tuple(Process(pid, alive) for _, pid, alive in found["processes"])
+    return inside
+
+
+def _moment(epoch_ns: int) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(epoch_ns // NS_PER_SECOND, timezone.utc)
+    except (OverflowError, ValueError, OSError):
+        return None  # the clock was wrong when it was made
+
+
+def remove(name: str | os.PathLike[str], force: bool = False) -> None:
+    """Remove a table and its counts. The next limiter that asks for it makes it anew.
+
+    Args:
+        name: The name or the path, as for `RateLimiter`.
+        force: Remove it although processes use it. They go on with the old table, apart from
+            those that come later, until they are restarted.
+
+    Raises:
+        TypeError: `name` is neither a name nor a path.
+        ValueError: It is a name that no table can have.
+        SharedTableError: There is no such file, it is no table of nanolimit, the caller may not
+            remove it, or processes use it and `force` is not given; or this platform has no
+            shared tables.
+    """
+    require_platform()
+    place = place_of(name)
+    with open_directory(place) as folder, locked(folder, place):
+        try:
+            status = os.stat(place.name, dir_fd=folder.fd, follow_symlinks=False)
+            check_kind(place, status)
+            handle = opened(folder, place.name, os.O_RDWR)
+        except FileNotFoundError:
+            raise SharedTableError(f"there is no table {place.path!r}") from None
+        except OSError as error:
+            refuse(f"table {place.path!r} can't be opened", error)
+        with handle:
+            if os.pread(handle.fd, len(MAGIC), 0) != MAGIC:
+                raise SharedTableError(
+                    f"{place.path!r} is no table of nanolimit: if it is to go, remove it by hand"
+                )
+            if not force and _is_in_use(handle):
+                raise SharedTableError(
+                    f"table {place.path!r} is in use{_users(place, handle)}: stop them first; or "
+                    f"remove it all the same ({place.rm} --force), and they count apart until "
+                    f"they are restarted"
+                )
+            try:
+                # Who has opened it and not yet mapped it, sees that it has no name any more.
+                os.unlink(place.name, dir_fd=folder.fd)
+            except OSError as error:
+                refuse(f"table {place.path!r} can't be removed", error)
+            if _is_ours(place, handle):
+                _core.mark_replaced(handle.fd)
+        try:
+            finish(folder, place)
+        except SharedTableError:
+            pass  # that name is somebody else's, and no part of the table
+
+
+def _is_ours(place: Place, handle: Handle) -> bool:
+    try:
+        header = read_header(place, handle, os.fstat(handle.fd))
+    except SharedTableError:
+        return False
+    return header["intact"] is True
+
+
+# struct flock of 64-bit Linux: type, whence, start, length, pid.
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+def _is_in_use(handle: Handle) -> bool:
+    """Whether any process is alive that has it open.
+
+    Each locks a byte past the end of the file, so this needs nothing of the inside, which may be
+    damaged or of another version.
+    """
+    import fcntl  # not at the top: Windows has none
+
+    size = os.fstat(handle.fd).st_size
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, size, 0, 0)
+    answer = fcntl.fcntl(handle.fd, fcntl.F_OFD_GETLK, asked)
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _users(place: Place, handle: Handle) -> str:
+    try:
+        found = _inside(place, handle)["processes"]
+    except (SharedTableError, KeyError):
+        return ""
+    assert isinstance(found, tuple)
+    pids = sorted({process.pid for process in found if process.alive})
+    more = f" and {len(pids) - 10} more" if len(pids) > 10 else ""
+    return f" by {', '.join(map(str, pids[:10]))}{more}" if pids else ""
+
+
+def bytes_for(
+    keys: int, limit: int, per: float | timedelta = 60.0, typical: int | None = None
+) -> int:
+    """Return how many bytes the table of so many keys takes, all of them at once.
+
+    Args:
+        keys: Its `max_keys`: how many keys may be live at a time, 1 to 2**30.
+        limit: Units that fit into one window.
+        per: The length of the window.
+        typical: Requests that a live key holds on average. The limit, but at most 32, when left
+            out.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range, or no table can be so large.
+    """
+    quota = Quota(limit, per)
+    wanted = Wanted(
+        quota, checked_max_keys(keys, "keys"), checked_typical(typical, quota), own_clock=False
+    )
+    return wanted.config().file_bytes
