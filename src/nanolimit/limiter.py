@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
+from functools import partial
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
@@ -223,7 +225,8 @@ class Verbs:
 
         Calls that other threads have under way are finished first. Closing twice is fine. A
         limiter that is forgotten gives its memory back as well; this is for saying when. A shared
-        table stays, with its counts, until it is removed or the machine starts anew.
+        table stays, with its counts, until it is removed or the machine starts anew; this process
+        signs off from it, as soon as nobody holds one of the limiter's methods any more.
         """
         self._engine.close()
 
@@ -386,6 +389,8 @@ class RateLimiter(Verbs):
             method = getattr(engine, verb)
             _core._defer_refcount(method)
             slot.__set__(self, method)
+        if shared is not None:
+            _CLOSE.__set__(self, partial(_leave, weakref.ref(self), engine.close))
         _core._defer_refcount(self)
 
     def _shared_engine(
@@ -521,6 +526,42 @@ class RateLimiter(Verbs):
 
 
 _SLOTS = tuple((verb, vars(RateLimiter)[verb]) for verb in _VERBS)
+_CLOSE = vars(RateLimiter)["close"]
+
+
+class _Closed:
+    """What a shared limiter holds in its engine's place once it is closed."""
+
+    __slots__ = ("name", "quota")
+
+    closed = True
+
+    def __init__(self, engine: _core.Limiter) -> None:
+        self.name = engine.name
+        self.quota = engine.quota
+
+    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
+        raise LimiterClosedError(f"limiter {self.name!r} is closed")
+
+    allow = check = peek = allow_many = reset = clear = evict = stats = _refuse
+    __len__ = __contains__ = _verify = _fingerprint = _refuse
+
+    def close(self) -> None:
+        """Nothing is left to close."""
+
+
+def _leave(limiter: weakref.ref[RateLimiter], close: Callable[[], None]) -> None:
+    """Close a shared limiter: without its engine, so that this process is the table's no longer.
+
+    The engine signs off when its last reference goes. Calls that are under way hold one, and so
+    they end before that.
+    """
+    close()
+    left = limiter()
+    if left is not None and not isinstance(left._engine, _Closed):
+        left._engine = closed = _Closed(left._engine)  # type: ignore[assignment]
+        for verb, slot in _SLOTS:
+            slot.__set__(left, getattr(closed, verb))
 
 
 def _checked_quota(quota: object, per: float | timedelta | None) -> Quota:

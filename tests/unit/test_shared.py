@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pickle
 import signal
@@ -29,6 +30,7 @@ from nanolimit import (
     _core,
     telemetry,
 )
+from nanolimit.shared import inspect
 from sharing import STRANGER, in_child, needs_root, needs_shared, python
 
 pytestmark = needs_shared
@@ -296,6 +298,23 @@ def test_a_closed_limiter_leaves_the_table(folder: Path) -> None:
     assert repr(one) == f"<RateLimiter 'api' 3 per 60 s, shared at '{folder / 'api'}', closed>"
     assert other.allow("me")
     assert "me" in RateLimiter(3, shared="api")
+
+
+def test_closing_signs_off_from_the_table(folder: Path) -> None:
+    one = RateLimiter(3, shared="api")
+    allow = one.allow
+    assert len(inspect("api").processes) == 1
+    one.close()
+    assert len(inspect("api").processes) == 1, "a call may be under way in a method that is held"
+    with pytest.raises(LimiterClosedError):
+        allow("a")
+    del allow
+    gc.collect()
+    assert inspect("api").processes == ()
+    with pytest.raises(LimiterClosedError):
+        len(one)
+    assert (one.name, one.quota, one.closed) == ("api", Quota(3), True)
+    one.close()
 
 
 def test_the_file_may_go_while_it_is_used(folder: Path) -> None:
