@@ -20,6 +20,7 @@ from __future__ import annotations
 from array import array
 from datetime import timedelta
 from ipaddress import ip_address
+from pathlib import Path
 from uuid import uuid4
 
 import nanolimit
@@ -29,6 +30,11 @@ from nanolimit import telemetry
 clock = ManualClock(start=0.0)
 limiter = RateLimiter(5, per=60, name="api", max_keys=1_000, on_full="deny", clock=clock)
 RateLimiter()
+RateLimiter(5, shared="api", on_mismatch="replace", mode=0o660, group="web", typical=3)
+RateLimiter(5, shared="api", stall_timeout=0.1, on_stall="wait")
+RateLimiter(5, shared=Path("tables") / "api", max_keys=None, group=33)
+RateLimiter(5, shared="api", stall_timeout=timedelta(seconds=1))
+RateLimiter("5/minute", shared=True).stats().stalled + limiter.stats().log_bytes
 RateLimiter("5/minute")
 RateLimiter(Quota(5, per=60.0))
 RateLimiter(5, per=timedelta(minutes=1))
@@ -99,9 +105,12 @@ RateLimiter(5, per=60, on_full="forget")
 RateLimiter(5, per=60, clock=1.5)
 Quota("5")
 limiter.stats().allowed = 3
+RateLimiter(5, shared=False)
+RateLimiter(5, shared="api", on_stall="hope")
+RateLimiter(5, shared="api", on_mismatch="ignore")
 limiter.nothing
 """
-BAD_LINES = set(range(4, 17))
+BAD_LINES = set(range(4, 20))
 
 
 @pytest.fixture
