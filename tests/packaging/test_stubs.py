@@ -34,7 +34,7 @@ RateLimiter(5, shared="api", on_mismatch="replace", mode=0o660, group="web", typ
 RateLimiter(5, shared="api", stall_timeout=0.1, on_stall="wait")
 RateLimiter(5, shared=Path("tables") / "api", max_keys=None, group=33)
 RateLimiter(5, shared="api", stall_timeout=timedelta(seconds=1))
-RateLimiter("5/minute", shared=True).stats().stalled + limiter.stats().log_bytes
+print(RateLimiter("5/minute", shared=True).stats().stalled + limiter.stats().log_bytes)
 RateLimiter("5/minute")
 RateLimiter(Quota(5, per=60.0))
 RateLimiter(5, per=timedelta(minutes=1))
