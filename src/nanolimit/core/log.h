@@ -79,8 +79,8 @@ NL_ALWAYS_INLINE bool nl_log_read(const nl_rule *rule, const nl_chunks *chunks, 
     log->used = 0;
     log->newest = 0;
     log->newest_tick = 0;
-    if (!log->count) return true;
     if (NL_UNLIKELY(log->head >= log->ring.capacity || log->count > log->ring.capacity)) return false;
+    if (!log->count) return true;
     log->newest = nl_load32_acquire(nl_ring_at(log->ring, log->head, log->count - 1)); /* the other stamps are no older: nl_log_held */
     uint64_t epoch = now.tick >> NL_EPOCH_SHIFT;
     int64_t since = nl_slot_epochs_since(rule->shape, slot, meta, epoch);

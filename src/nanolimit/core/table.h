@@ -580,7 +580,8 @@ static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns
             uint64_t meta;
             nl_log log;
             if (!nl_slot_take(&t->us, slot, &meta, patience)) return NL_WOULD_WAIT;
-            bool same = nl_slot_is(slot, fp) && nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log);
+            bool same = nl_slot_is(slot, fp);
+            if (same && !nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log)) memset(&log, 0, sizeof log); /* a damaged file */
             if (same) nl_log_view(&log, limit, cost, now, view);
             nl_slot_commit(slot, meta);
             if (!same) continue;
