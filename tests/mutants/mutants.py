@@ -26,6 +26,10 @@ def weak(scenario: str) -> str:
     return f"tests/c/test_weak.py::test_every_schedule_gives_a_log_that_could_be[{scenario}]"
 
 
+def step(scene: str) -> str:
+    return f"tests/crash/test_step.py::test_killed_at_every_instruction[{scene}]"
+
+
 SEMANTICS = "tests/unit/test_semantics.py::"
 FULL = "tests/unit/test_full.py::"
 RANDOM = "tests/c/test_core.py::test_every_answer_is_the_models[vector tags-gcc]"
@@ -434,5 +438,54 @@ MUTANTS = [
         "    nl_add32(&nl_process.running, (uint32_t)-1);",
         "the child sees work half done",
         weak("death"),
+    ),
+    # --- deaths at a shared table ---------------------------------------------------------------
+    Mutant(
+        "freed-with-its-stamps",
+        CORE + "table.h",
+        "    nl_slot_publish(&t->us, slot, 0);\n",
+        "",
+        "what is in hand holds no stamps",
+        step("reset"),
+    ),
+    Mutant(
+        "slot-in-flight-lost",
+        CORE + "slab.h",
+        "nl_bits_add(&slab->free, id);\n        nl_store32(&slab->state->freed, (uint32_t)intent",
+        "nl_store32(&slab->state->freed, (uint32_t)intent",
+        "who inherits the slab's lock ends what was begun",
+        step("insert into a slot that was freed"),
+    ),
+    Mutant(
+        "chunk-in-flight-lost",
+        CORE + "chunk.h",
+        "nl_chunk_set_free(chunks, &place);\n        if (nl_load32(field) == (uint32_t)intent)",
+        "if (nl_load32(field) == (uint32_t)intent)",
+        "who inherits the chunks' lock ends what was begun",
+        step("grow out of the slot"),
+    ),
+    Mutant(
+        "chunk-in-flight-twice",
+        CORE + "chunk.h",
+        "        if (nl_load32(field) == (uint32_t)intent) nl_store32(field, 0);\n",
+        "        (void)field;\n",
+        "a chunk is free or in one field, not both",
+        step("grow the chunk"),
+    ),
+    Mutant(
+        "orphans-stay",
+        CORE + "table.h",
+        "t->us.members && nl_slab_claim(&t->us, &t->slab, at)",
+        "false",
+        "the hand claims what a dead owner had in hand",
+        step("insert the first key"),
+    ),
+    Mutant(
+        "segment-not-recounted",
+        CORE + "segment.h",
+        "    segment->used = used;\n    NL_POINT(repair_done);",
+        "    segment->used += used - used;\n    NL_POINT(repair_done);",
+        "an heir counts a segment's entries anew",
+        step("insert past a full bucket"),
     ),
 ]

@@ -44,7 +44,7 @@ typedef struct {
     nl_lock lock;
     uint32_t used;                      /* spans 1 .. used have been taken from the region; later ones are untouched */
     uint32_t dropped;                   /* of them, in the set of dropped ones */
-    uint32_t busy;                      /* of them, some class's; may be off by one for each death under the lock */
+    uint32_t busy;                      /* of them, some class's; one too many for each death at one place */
     uint64_t intent;                    /* slot : 31 | field : 1 | reference : 32, or 0 */
 } nl_chunk_state;
 
@@ -194,8 +194,8 @@ static inline void nl_span_name(nl_chunks *chunks, uint32_t at, uint32_t class_)
     if (at > chunks->state->used) nl_store32(&chunks->state->used, at);
     for (uint32_t i = 0; i < NL_SPAN_WORDS; i++) nl_store64(&span->free_bits[i], nl_span_full_word(class_, i));
     nl_fence_release();
+    nl_store32(&chunks->state->busy, chunks->state->busy + 1); /* first: it may come to be too high, never below 0 */
     nl_store64(&span->class_, class_ + 1);
-    nl_store32(&chunks->state->busy, chunks->state->busy + 1);
     NL_POINT(chunk_span_named);
 }
 

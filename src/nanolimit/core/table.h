@@ -195,7 +195,10 @@ static inline uint64_t nl_table_count(const nl_table *t, uint32_t what) {
     return sum;
 }
 
-static inline uint64_t nl_table_log_bytes(const nl_table *t) { return (uint64_t)nl_load32(&t->head->chunks.busy) << NL_SPAN_SHIFT; }
+static inline uint64_t nl_table_log_bytes(const nl_table *t) {
+    uint64_t bytes = (uint64_t)nl_load32(&t->head->chunks.busy) << NL_SPAN_SHIFT;
+    return bytes < t->chunks.chunks.bytes ? bytes : t->chunks.chunks.bytes;
+}
 
 static inline uint32_t nl_table_keys(const nl_table *t) { /* slots in use, idle ones included */
     uint32_t freed = nl_load32(&t->head->slab.freed), fresh = nl_load32(&t->head->slab.fresh);
