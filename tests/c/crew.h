@@ -33,7 +33,7 @@ static void crew_meet(crew_barrier *barrier) {
         nl_store32(&barrier->arrived, 0);
         nl_store32_release(&barrier->round, round + 1);
     } else {
-        for (int tries = 0; nl_load32_acquire(&barrier->round) == round; tries++) nl_back_off(tries);
+        for (int tries = 0; nl_load32_acquire(&barrier->round) == round; tries++) tries < 200 ? nl_pause() : nl_yield();
     }
 }
 

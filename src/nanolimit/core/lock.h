@@ -48,13 +48,7 @@ NL_ALWAYS_INLINE void nl_pause(void) {
 #endif
 }
 
-enum { NL_QUICK_SPINS = 200, NL_SPINS_BEFORE_YIELD = 200 };
-
-/* Between two tries: spin at first, then let others run. */
-static inline void nl_back_off(int tries) {
-    if (tries < NL_SPINS_BEFORE_YIELD) nl_pause();
-    else nl_yield();
-}
+enum { NL_TRIES = 2, NL_PAUSES = 256 }; /* quickly: after 256 pauses and after 512 more, some microseconds each */
 
 /* --- forks ------------------------------------------------------------------------------------------------------ */
 
@@ -166,8 +160,9 @@ typedef struct {
  * stalled, however often others are faster: the time counts from its last change. */
 static NL_NOINLINE bool nl_wait_on(const nl_party *us, nl_wait *w, nl_patience patience, uint64_t word) {
     const uint32_t owner = (uint32_t)word & 0xffff;
-    if (w->tries++ < NL_SPINS_BEFORE_YIELD) {
-        nl_pause();
+    if (w->tries < NL_TRIES) { /* away from the word for long enough that its owner gets on: see docs/design.md */
+        for (uint32_t i = 0; i < (uint32_t)NL_PAUSES << w->tries; i++) nl_pause();
+        w->tries++;
         return true;
     }
     if (patience == NL_QUICKLY) return false;
