@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -240,7 +241,10 @@ def test_the_command_that_an_error_advises(folder: Path, command: Callable[..., 
     advised = re.search(r"remove it \(nanolimit (rm .*?)\),", info.problem or "")
     assert advised is not None, info.problem
     done = subprocess.run(
-        f"{sys.executable} -m nanolimit {advised[1]}", shell=True, check=False, timeout=60
+        f"{shlex.quote(sys.executable)} -m nanolimit {advised[1]}",
+        shell=True,
+        check=False,
+        timeout=60,
     )
     assert done.returncode == 0
     assert not list(folder.iterdir())
