@@ -240,12 +240,8 @@ def test_the_command_that_an_error_advises(folder: Path, command: Callable[..., 
     info = shared.inspect(folder / "a table")
     advised = re.search(r"remove it \(nanolimit (rm .*?)\),", info.problem or "")
     assert advised is not None, info.problem
-    done = subprocess.run(
-        f"{shlex.quote(sys.executable)} -m nanolimit {advised[1]}",
-        shell=True,
-        check=False,
-        timeout=60,
-    )
+    line = f"{shlex.quote(sys.executable)} -m nanolimit {advised[1]}"
+    done = subprocess.run(line, shell=True, check=False, timeout=60)
     assert done.returncode == 0
     assert not list(folder.iterdir())
 
