@@ -238,14 +238,6 @@ MUTANTS = [
         FULL + "test_on_full_deny",
     ),
     Mutant(
-        "full-until-not-lowered",
-        CORE + "table.h",
-        "if (nl_load64(&t->slab.state->full_until) > idle_from)",
-        "if (0)",
-        "a clock that went back leaves the table full for too long",
-        FULL + "test_a_clock_that_goes_back_while_the_table_is_full",
-    ),
-    Mutant(
         "free-slot-not-zeroed",
         CORE + "table.h",
         "    for (int i = 0; i < stamps; i++) nl_store32(&slot->ring[i], 0);\n",
@@ -267,7 +259,7 @@ MUTANTS = [
         SEAM,
         "fingerprint(t, (<tuple>keys)[i], &fps[i])\n",
         "fingerprint(t, (<tuple>keys)[i], &fps[i])\n"
-        "                nl_check(t, fps[i], nl_clock_ns(), 1, True, NULL)\n",
+        "                nl_check(t, fps[i], nl_clock_ns(t.clock), 1, 1, NULL)\n",
         "a bad key in the middle changes nothing",
         "tests/unit/test_bad_input.py::test_a_bad_key_in_the_middle",
     ),
@@ -487,5 +479,13 @@ MUTANTS = [
         "    segment->used += used - used;\n    NL_POINT(repair_done);",
         "an heir counts a segment's entries anew",
         step("insert past a full bucket"),
+    ),
+    Mutant(
+        "forgotten-slot-not-looked-for",
+        CORE + "slab.h",
+        "    nl_store64(&slab->state->full_until, 0);\n}\n\nstatic inline void nl_slab_is_full",
+        "}\n\nstatic inline void nl_slab_is_full",
+        "a death in a reset must not hide the slot for a window",
+        step("reset in a table that was found full"),
     ),
 ]
