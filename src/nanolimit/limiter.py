@@ -602,7 +602,8 @@ def _refuse_without_shared(given: Mapping[str, object]) -> None:
     if given == _SHARED_DEFAULTS:
         return
     names = [name for name, value in given.items() if value != _SHARED_DEFAULTS[name]]
-    raise TypeError(f"{' and '.join(names)} need shared=: a private limiter has no such thing")
+    need = "needs" if len(names) == 1 else "need"
+    raise TypeError(f"{' and '.join(names)} {need} shared=: a private limiter has no such thing")
 
 
 def _checked_mode(mode: object, group: object) -> int:

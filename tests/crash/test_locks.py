@@ -22,6 +22,7 @@ import pytest
 
 from puppet import Puppet
 from sharing import needs_root, needs_shared
+from tools import missing
 
 pytestmark = needs_shared
 
@@ -506,7 +507,7 @@ def contained(puppet: Make) -> Callable[[], Puppet]:
     """contained(): a puppet that is process 2 or so of a PID namespace of its own."""
     unshare = shutil.which("unshare")
     if unshare is None:
-        pytest.skip("unshare is not installed")
+        missing("unshare")
     prefix = [unshare, "--pid", "--fork", "--mount-proc", "--kill-child"]
     tried = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
     if tried.returncode != 0:

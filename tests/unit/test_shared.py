@@ -443,7 +443,7 @@ def test_the_arguments_only_a_shared_table_knows() -> None:
         "typical": 3,
     }
     for name, value in given.items():
-        with pytest.raises(TypeError, match=f"^{name} need shared=: a private limiter has no such"):
+        with pytest.raises(TypeError, match=f"^{name} needs shared=: a private limiter"):
             RateLimiter(**{name: value})
     with pytest.raises(TypeError, match=r"^on_mismatch and mode and group and stall_timeout and "):
         RateLimiter(**given)
