@@ -100,7 +100,7 @@ cdef extern from "core/batch.h" nogil:
         uint64_t now_ns, newest_tick, oldest_tick, deciding_tick
         uint32_t used, limit
     ctypedef struct nl_tally:
-        uint64_t allowed, denied, untracked, displaced, stalled
+        uint64_t allowed, denied, untracked, stalled
     ctypedef int nl_outcome
     enum:
         NL_DENIED, NL_ALLOWED, NL_UNTRACKED, NL_DISPLACED, NL_WOULD_WAIT
@@ -967,8 +967,6 @@ cdef int settle(Limiter limiter, nl_fingerprint fp, int outcome, object key, uin
     NL_TALLY(t, NL_COUNT_ALLOWED if outcome & NL_ALLOWED else NL_COUNT_DENIED, 1)
     if outcome & NL_UNTRACKED:
         NL_TALLY(t, NL_COUNT_STALLED if stalled else NL_COUNT_OVERFLOWED, 1)
-    if outcome & NL_DISPLACED:
-        NL_TALLY(t, NL_COUNT_EVICTED, 1)
     if flags_of(t) & NL_FLAG_EVENTS:
         limiter.tell(outcome & ~NL_UNTRACKED if stalled else outcome, units, key)
     return outcome
@@ -1050,7 +1048,7 @@ cdef void check_all(nl_table *t, bint stalled_allows, const nl_fingerprint *fps,
     cdef int kind
     cdef Py_ssize_t done = 0
     cdef uint32_t i, size
-    tally.allowed = tally.denied = tally.untracked = tally.displaced = tally.stalled = 0
+    tally.allowed = tally.denied = tally.untracked = tally.stalled = 0
     while done < n:
         size = NL_GROUP if n - done > NL_GROUP else <uint32_t>(n - done)
         if fps == NULL:
@@ -1092,8 +1090,6 @@ cdef int allow_fingerprint(Limiter limiter, nl_fingerprint fp, long long cost, c
     nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_ALLOWED if outcome & NL_ALLOWED else NL_COUNT_DENIED, 1)
     if outcome & NL_UNTRACKED:
         nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_OVERFLOWED, 1)
-    if outcome & NL_DISPLACED:
-        nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_EVICTED, 1)
     if flags & NL_FLAG_EVENTS:
         with gil:
             try:

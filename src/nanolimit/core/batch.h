@@ -11,21 +11,19 @@
 enum { NL_GROUP = 32 };
 
 typedef struct {
-    uint64_t allowed, denied, untracked, displaced, stalled;
+    uint64_t allowed, denied, untracked, stalled;
 } nl_tally;
 
 NL_ALWAYS_INLINE void nl_tally_add(nl_tally *tally, nl_outcome outcome) {
     tally->allowed += (outcome & NL_ALLOWED) != 0;
     tally->denied += (outcome & NL_ALLOWED) == 0;
     tally->untracked += (outcome & NL_UNTRACKED) != 0;
-    tally->displaced += (outcome & NL_DISPLACED) != 0;
 }
 
 static inline void nl_tally_count(nl_counters *counters, uint32_t stripe, const nl_tally *tally) {
     if (tally->allowed) nl_count(counters, stripe, NL_COUNT_ALLOWED, tally->allowed);
     if (tally->denied) nl_count(counters, stripe, NL_COUNT_DENIED, tally->denied);
     if (tally->untracked) nl_count(counters, stripe, NL_COUNT_OVERFLOWED, tally->untracked);
-    if (tally->displaced) nl_count(counters, stripe, NL_COUNT_EVICTED, tally->displaced);
     if (tally->stalled) nl_count(counters, stripe, NL_COUNT_STALLED, tally->stalled);
 }
 

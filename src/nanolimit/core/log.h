@@ -37,7 +37,7 @@ typedef enum { /* bits */
     NL_DENIED = 0,
     NL_ALLOWED = 1,
     NL_UNTRACKED = 2,   /* no room: decided by on_full */
-    NL_DISPLACED = 4,   /* a live key lost its log to this one */
+    NL_DISPLACED = 4,   /* a live key lost its log to this one (or several did; the table has counted them) */
     NL_WOULD_WAIT = 8,  /* somebody is at it: nothing was counted, nothing is held; ask again and wait */
     NL_GONE = 16,       /* the slot is another key's by now: find again */
     NL_NO_CHUNK = 32,   /* the log must grow, and there is no memory committed for it */

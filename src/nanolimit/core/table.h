@@ -371,6 +371,7 @@ static inline uint32_t nl_slot_reclaim(nl_table *t, nl_now now, bool may_displac
     if (!may_displace || !view.oldest) return NL_NO_SLOT;
     nl_fingerprint fp = {nl_load64_acquire(&view.oldest->fingerprint[0]), nl_load64(&view.oldest->fingerprint[1])};
     if (!fp.lo || !nl_remove(t, fp, view.oldest, now, true)) return NL_NO_SLOT;
+    nl_count(&t->head->counters, nl_my_stripe(), NL_COUNT_EVICTED, 1); /* here: a call that has to begin anew may displace again */
     *displaced = NL_DISPLACED;
     return nl_slab_id(&t->slab, view.oldest);
 }
