@@ -113,6 +113,20 @@ static model_view model_check(model *m, uint32_t k, uint64_t now_ns, uint32_t li
     return view;
 }
 
+/* Gives back up to `units` of those counted at `tick`, or (UINT64_MAX) of the last. How many. */
+static uint32_t model_refund(model *m, uint32_t k, uint64_t now_ns, uint64_t tick, uint32_t units) {
+    model_key *key = &m->keys[k];
+    uint32_t out = model_expired(m, key, now_ns), given = 0, kept = out;
+    for (uint32_t i = key->count; i-- > out && given < units;)
+        if (tick == UINT64_MAX || key->stamps[i] == tick) key->stamps[i] = UINT64_MAX, given++;
+    if (!given) return 0; /* nothing was written: what is out is not forgotten either */
+    for (uint32_t i = out; i < key->count; i++)
+        if (key->stamps[i] != UINT64_MAX) key->stamps[kept++] = key->stamps[i];
+    memmove(key->stamps, key->stamps + out, (kept - out) * sizeof(uint64_t));
+    key->count = kept - out;
+    return given;
+}
+
 static void model_arrive(model *m, uint32_t k) {
     m->present += !m->keys[k].present;
     m->keys[k].present = true;

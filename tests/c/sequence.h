@@ -10,7 +10,9 @@
 #include "refusal.h"
 
 #include "batch.h"
+#include "claim.h"
 #include "clock.h"
+#include "refund.h"
 #include "shared.h"
 #include "verify.h"
 #include "walk.h"
@@ -235,6 +237,51 @@ static void sequence_peek(sequence *s, uint32_t k, uint32_t cost) {
     SEQUENCE_SAME(s, "occupied slots", s->model.present, nl_table_keys(&s->table));
 }
 
+static void sequence_refund(sequence *s, uint32_t k) {
+    const model_key *key = &s->model.keys[k];
+    uint32_t which = sequence_byte(s), units = sequence_byte(s), given;
+    uint64_t tick = NL_NEWEST;
+    if (which >= 64 && key->count) tick = key->stamps[which % key->count] + (which == 64); /* one that is there, mostly */
+    units = units < 128 ? units % 4 : units * s->config.limit / 200;
+    nl_outcome outcome = nl_refund(&s->table, s->fps[k], s->now_ns, tick, units, NL_QUICKLY, &given);
+    SEQUENCE_SAME(s, "outcome", NL_ALLOWED, outcome);
+    SEQUENCE_SAME(s, "units given back", model_refund(&s->model, k, s->now_ns, tick, units), given);
+}
+
+static void sequence_claims(sequence *s) { /* of keys that are there, as in a batch */
+    nl_claim claims[6];
+    uint32_t ks[6], n = 0, refusals = refusal.refused;
+    bool views = sequence_byte(s) & 1, fit = true;
+    for (uint32_t wanted = 1 + sequence_byte(s) % 6; wanted; wanted--) {
+        uint32_t k = sequence_pick_key(s), cost = sequence_byte(s), twice = 0;
+        for (uint32_t i = 0; i < n; i++) twice |= ks[i] == k;
+        if (twice || !s->model.keys[k].present) continue;
+        cost = cost < 128 ? cost & 3 : cost * s->limit / 200;
+        nl_claim claim = {.table = &s->table, .fp = s->fps[k], .limit = s->limit, .cost = cost > s->limit ? s->limit : cost};
+        claim.now = nl_rule_now(&s->table.rule, s->now_ns);
+        fit &= model_peek(&s->model, k, s->now_ns, s->limit, claim.cost).allowed;
+        ks[n] = k;
+        claims[n++] = claim;
+    }
+    if (!n) return;
+    nl_outcome outcome = nl_claims_check(claims, n, views, NL_QUICKLY);
+    if (outcome & NL_UNTRACKED) {
+        if (refusal.refused == refusals) sequence_fail(s, "known keys were untracked", 0, 1);
+        SEQUENCE_SAME(s, "on_full's decision", s->config.on_full != NL_ON_FULL_DENY, outcome & NL_ALLOWED);
+        return;
+    }
+    SEQUENCE_SAME(s, "all fit", fit ? NL_ALLOWED : NL_DENIED, outcome);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t cost = claims[i].cost;
+        s->key = ks[i];
+        model_view expected = model_peek(&s->model, ks[i], s->now_ns, s->limit, cost);
+        if (fit && cost) expected = model_check(&s->model, ks[i], s->now_ns, s->limit, cost);
+        if (!views) continue;
+        SEQUENCE_SAME(s, "fits by itself", expected.allowed, claims[i].outcome);
+        sequence_same_view(s, &expected, &claims[i].view);
+    }
+}
+
 static void sequence_reset(sequence *s, uint32_t k) {
     nl_outcome outcome = nl_reset(&s->table, s->fps[k], s->now_ns, false);
     SEQUENCE_SAME(s, "was live", model_is_live(&s->model, &s->model.keys[k], s->now_ns) ? NL_ALLOWED : NL_DENIED, outcome);
@@ -290,7 +337,7 @@ static void sequence_burst(sequence *s) { /* many keys, one after the other: gro
 /* --- the sequence ------------------------------------------------------------------------------------------------- */
 
 static void sequence_step(sequence *s) {
-    enum { CHECKS = 12, COSTS = 17, PEEKS = 19, RESETS = 20, TICKS = 23, PARTS = 25, EDGES = 28, JUMPS = 29, BACK = 30 };
+    enum { CHECKS = 11, COSTS = 16, PEEKS = 17, REFUNDS = 18, CLAIMS = 19, RESETS = 20, TICKS = 23, PARTS = 25, EDGES = 28, JUMPS = 29, BACK = 30 };
     uint32_t what = sequence_byte(s) & 31, byte;
     if (what < CHECKS) {
         s->operation = "check";
@@ -305,6 +352,12 @@ static void sequence_step(sequence *s) {
         s->operation = "peek";
         uint32_t k = sequence_pick_key(s);
         sequence_peek(s, k, sequence_byte(s) % (s->limit + 1));
+    } else if (what < REFUNDS) {
+        s->operation = "refund";
+        sequence_refund(s, sequence_pick_key(s));
+    } else if (what < CLAIMS) {
+        s->operation = "claims";
+        sequence_claims(s);
     } else if (what < RESETS) {
         s->operation = "reset";
         sequence_reset(s, sequence_pick_key(s));

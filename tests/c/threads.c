@@ -6,6 +6,8 @@
  *            denial had its reason. Costs vary, so that long logs move between chunks of all sizes
  *   clear    everything at once and clear() too: the table stays sound
  *   full     a table that is full and displaces: every newcomer gets in, the table stays sound
+ *   claims   several keys of several tables at once, all or nothing, and some given back: at the end each log holds exactly what was
+ *            counted and not given back
  *   fork     children forked in the middle of all that find a sound table and can use it (not on Windows)
  *
  * After each, nl_verify. What is wrong is told on stderr, and the process aborts.
@@ -13,8 +15,10 @@
 #include <inttypes.h>
 
 #include "batch.h"
+#include "claim.h"
 #include "clock.h"
 #include "crew.h"
+#include "refund.h"
 #include "verify.h"
 #include "walk.h"
 
@@ -304,6 +308,90 @@ static void run_full(uint32_t rounds, uint32_t threads) {
     }
 }
 
+/* --- claims -------------------------------------------------------------------------------------------------------- */
+
+enum { CLAIM_TABLES = 3, CLAIM_KEYS = 4, CLAIM_PLACES = CLAIM_TABLES * CLAIM_KEYS };
+
+typedef struct {
+    nl_table tables[CLAIM_TABLES];
+    uint32_t rounds;
+    uint64_t now;
+    uint64_t counted[CREW_MOST][CLAIM_PLACES + 4], denied[CREW_MOST][16];
+} crowd;
+
+static const uint32_t crowd_limits[CLAIM_TABLES] = {2047, 60, 400};
+
+/* Every key of every table is wanted by all, in another order by each, while others are inserted, split, and go idle again. */
+static void claims_work(void *shared, uint32_t self) {
+    crowd *c = shared;
+    uint64_t state = self + 77;
+    for (uint32_t round = 0; round < c->rounds; round++) {
+        nl_claim claims[5];
+        uint32_t places[5], n = 0, taken = 0;
+        uint64_t random = next_random(&state);
+        for (uint32_t wanted = 2 + random % 4; n < wanted;) {
+            uint32_t place = (uint32_t)(next_random(&state) % CLAIM_PLACES), table = place % CLAIM_TABLES;
+            if (taken >> place & 1) continue;
+            taken |= 1u << place;
+            places[n] = place;
+            nl_claim claim = {.table = &c->tables[table], .fp = key_of(place / CLAIM_TABLES), .limit = crowd_limits[table], .cost = 1 + (uint32_t)(random >> 8) % 3};
+            claim.now = nl_rule_now(&claim.table->rule, c->now);
+            claims[n++] = claim;
+        }
+        bool views = random >> 16 & 1;
+        nl_outcome outcome = nl_claims_check(claims, n, views, NL_QUICKLY);
+        if (outcome & NL_WOULD_WAIT) outcome = nl_claims_check(claims, n, views, NL_WAITING);
+        CREW_REQUIRE(!(outcome & ~NL_ALLOWED), "outcome %d", (int)outcome);
+        bool excused = false;
+        for (uint32_t i = 0; i < n; i++) {
+            excused |= claims[i].outcome == NL_DENIED;
+            if (outcome & NL_ALLOWED) c->counted[self][places[i]] += claims[i].cost;
+            if (views) CREW_REQUIRE(claims[i].view.used <= claims[i].limit, "%u of %u", claims[i].view.used, claims[i].limit);
+        }
+        c->denied[self][0] += !(outcome & NL_ALLOWED);
+        if (!(outcome & NL_ALLOWED)) CREW_REQUIRE(excused, "denied by nobody");
+        if (random >> 24 & 1 && outcome & NL_ALLOWED) {
+            uint32_t given, i = (uint32_t)(random >> 32) % n;
+            uint64_t tick = nl_now_rounded_up(claims[i].now, claims[i].table->rule.tick_ns);
+            nl_outcome refund = nl_refund(claims[i].table, claims[i].fp, c->now, random >> 25 & 1 ? tick : NL_NEWEST, claims[i].cost, NL_WAITING, &given);
+            CREW_REQUIRE(refund == NL_ALLOWED && given == claims[i].cost, "%u of %u given back", given, claims[i].cost);
+            c->counted[self][places[i]] -= given;
+        }
+        nl_table *other = &c->tables[random >> 40 & 1];
+        uint64_t k = HOT_KEYS + (random >> 44) % 3000;
+        if (random >> 60 & 1) nl_check(other, key_of(k), c->now - (uint64_t)5000 * WINDOW_NS, 1, NL_WAITING, NULL); /* idle at once */
+        else if ((random >> 60) == 14) nl_walk_evict(other, c->now, false, &(bool){false});
+    }
+}
+
+static void run_claims(uint32_t rounds, uint32_t threads) {
+    static crowd c;
+    memset(&c, 0, sizeof c);
+    c.rounds = rounds * 2;
+    c.now = (uint64_t)10000 * WINDOW_NS;
+    for (uint32_t i = 0; i < CLAIM_TABLES; i++) {
+        open_table(&c.tables[i], crowd_limits[i], (uint64_t)WINDOW_NS << 4 * i, 1 << 14, NL_ON_FULL_DENY);
+        c.tables[i].number = i;
+    }
+    crew_run(threads, claims_work, &c, NULL);
+    uint64_t denied = 0, full = 0;
+    for (uint32_t j = 0; j < threads; j++) denied += c.denied[j][0];
+    for (uint32_t place = 0; place < CLAIM_PLACES; place++) {
+        uint32_t table = place % CLAIM_TABLES;
+        uint64_t counted = 0;
+        nl_view view;
+        for (uint32_t j = 0; j < threads; j++) counted += c.counted[j][place];
+        nl_peek(&c.tables[table], key_of(place / CLAIM_TABLES), c.now, 1, NL_WAITING, &view);
+        CREW_REQUIRE(view.used == counted, "key %u: its log holds %u units, %" PRIu64 " were counted", place, view.used, counted);
+        full += view.used + 3 > crowd_limits[table];
+    }
+    CREW_REQUIRE(denied && full, "nothing was denied");
+    for (uint32_t i = 0; i < CLAIM_TABLES; i++) {
+        verify(&c.tables[i]);
+        nl_table_close(&c.tables[i]);
+    }
+}
+
 #if !defined(_WIN32)
 /* In a child: the parent's threads are gone, in the middle of what they did. */
 static void use_in_child(storm *s) {
@@ -360,7 +448,7 @@ int main(int argc, char **argv) {
         const char *name;
         void (*run)(uint32_t rounds, uint32_t threads);
     } tests[] = {
-        {"hot", run_hot}, {"sliding", run_sliding}, {"clear", run_clear}, {"full", run_full},
+        {"hot", run_hot}, {"sliding", run_sliding}, {"clear", run_clear}, {"full", run_full}, {"claims", run_claims},
 #if !defined(_WIN32)
         {"fork", run_fork},
 #endif
@@ -373,6 +461,6 @@ int main(int argc, char **argv) {
         printf("%s: %u rounds by %u threads\n", tests[i].name, rounds, threads);
         return 0;
     }
-    fprintf(stderr, "threads hot|sliding|clear|full|fork ROUNDS [THREADS]\n");
+    fprintf(stderr, "threads hot|sliding|clear|full|claims|fork ROUNDS [THREADS]\n");
     return 2;
 }

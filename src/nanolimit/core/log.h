@@ -98,11 +98,16 @@ NL_ALWAYS_INLINE uint64_t nl_log_tick(const nl_log *log, uint32_t i) { /* of pub
     return log->newest_tick - (log->newest - nl_ring_get(log->ring, log->head, i));
 }
 
-static inline void nl_log_view(const nl_log *log, uint32_t limit, uint32_t cost, nl_now now, nl_view *view) {
-    view->now_ns = now.ns;
+static inline void nl_view_empty(nl_view *view, uint32_t limit, uint64_t now_ns) { /* of a key without a log */
+    view->now_ns = now_ns;
     view->limit = limit;
-    view->used = log->used;
+    view->used = 0;
     view->newest_tick = view->oldest_tick = view->deciding_tick = 0;
+}
+
+static inline void nl_log_view(const nl_log *log, uint32_t limit, uint32_t cost, nl_now now, nl_view *view) {
+    nl_view_empty(view, limit, now.ns);
+    view->used = log->used;
     if (!log->used) return;
     view->newest_tick = log->newest_tick;
     view->oldest_tick = nl_log_tick(log, log->expired);
@@ -203,11 +208,12 @@ NL_ALWAYS_INLINE void nl_ring_put(nl_ring ring, uint32_t head, uint32_t at, uint
     nl_store32_release(nl_ring_at(ring, head, at + cost - 1), stamp);
 }
 
-/* Writes the log, with its new stamps, into another ring, and commits. Owning the slot; copies at most 2,047 stamps. NL_ALLOWED;
- * NL_NO_CHUNK or NL_WOULD_WAIT: no chunk is to be had, and nothing is changed. */
-static NL_NOINLINE nl_outcome nl_log_move(const nl_party *us, const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t meta,
+/* Writes the log, with its new stamps, into another ring, and commits; a cost of 0 keeps the slot, with *moved_meta. Owning the slot;
+ * copies at most 2,047 stamps. NL_ALLOWED; NL_NO_CHUNK or NL_WOULD_WAIT: no chunk is to be had, and nothing is changed. */
+static NL_NOINLINE nl_outcome nl_log_move(const nl_party *us, const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t *moved_meta,
                                           const nl_log *log, uint32_t capacity, uint32_t stamp, uint32_t cost, uint64_t epoch,
                                           nl_patience patience) {
+    uint64_t meta = *moved_meta;
     uint32_t selector = nl_meta_selector(meta), to_selector = !capacity ? 0 : selector == 1 ? 2 : 1;
     uint32_t *left = &slot->ring[NL_REFERENCES + (selector & 1)], *other = &slot->ring[NL_REFERENCES + !(selector & 1)];
     uint32_t *field = &slot->ring[NL_REFERENCES + (to_selector & 1)];
@@ -225,13 +231,14 @@ static NL_NOINLINE nl_outcome nl_log_move(const nl_party *us, const nl_rule *rul
         to = nl_chunk_ring(chunks, reference);
     }
     for (uint32_t i = 0; i < log->used; i++) nl_store32(&to.stamps[i], nl_ring_get(log->ring, log->head, log->expired + i));
-    nl_ring_put(to, 0, log->used, stamp, cost);
+    if (cost) nl_ring_put(to, 0, log->used, stamp, cost);
     NL_POINT(move_copied);
     nl_slot_publish(us, slot, meta = nl_meta_of(rule->shape, to_selector, 0, log->used + cost, epoch));
     NL_POINT(move_published);
     if (selector) nl_chunk_give(us, chunks, left); /* still owned: the field is nobody else's */
     NL_POINT(move_given);
-    nl_slot_commit(slot, meta);
+    if (cost) nl_slot_commit(slot, meta);
+    *moved_meta = meta;
     nl_gate_leave(us);
     return NL_ALLOWED;
 }
@@ -265,7 +272,7 @@ NL_ALWAYS_INLINE nl_outcome nl_log_allow_owned(const nl_party *us, const nl_rule
     uint32_t selector = nl_meta_selector(meta);
     uint32_t capacity = nl_log_capacity_for(rule->shape, selector, log.ring.capacity, stamps);
     if (NL_UNLIKELY(capacity != log.ring.capacity)) {
-        nl_outcome moved = nl_log_move(us, rule, chunks, slot, meta, &log, capacity, stamp, cost, epoch, patience);
+        nl_outcome moved = nl_log_move(us, rule, chunks, slot, &meta, &log, capacity, stamp, cost, epoch, patience);
         if (moved == NL_ALLOWED) return NL_ALLOWED;
         capacity = log.ring.capacity; /* it could have been a smaller one, but need not */
         if (stamps > capacity) {
@@ -283,6 +290,32 @@ NL_ALWAYS_INLINE nl_outcome nl_log_allow_owned(const nl_party *us, const nl_rule
     nl_slot_commit(slot, nl_meta_of(rule->shape, selector, head, stamps, epoch));
     NL_POINT(accept_committed);
     return NL_ALLOWED;
+}
+
+/* Sees that so many more stamps have room, so that adding them can't fail. The log stays what it is, and the slot owned. NL_ALLOWED, or
+ * NL_NO_CHUNK or NL_WOULD_WAIT: as nl_log_move. */
+static inline nl_outcome nl_log_make_room(const nl_party *us, const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t *meta,
+                                          nl_now now, uint32_t cost, nl_patience patience) {
+    nl_log log;
+    if (NL_UNLIKELY(!nl_log_read(rule, chunks, slot, *meta, now, &log))) return NL_ALLOWED; /* it will be read as empty */
+    if (NL_LIKELY(log.used + cost <= log.ring.capacity)) return NL_ALLOWED;
+    uint32_t capacity = nl_log_capacity_for(rule->shape, nl_meta_selector(*meta), log.ring.capacity, log.used + cost);
+    return nl_log_move(us, rule, chunks, slot, meta, &log, capacity, 0, 0, log.newest_tick >> NL_EPOCH_SHIFT, patience);
+}
+
+/* Takes so many of the stamps that count out of the log, from the first-th on, owning the slot; commits. The older ones move up, the
+ * youngest first: on the way the log holds an older stamp in place of one that goes, so whoever sees it, an heir too, sees no
+ * less than what will be left, and no more than was there. */
+static inline void nl_log_remove(const nl_rule *rule, nl_slot *slot, uint64_t meta, const nl_log *log, uint32_t first, uint32_t n) {
+    uint32_t left = log->used - n, head = log->head + log->expired + n;
+    uint64_t newest_tick = first + n < log->used ? log->newest_tick : left ? nl_log_tick(log, log->expired + first - 1) : 0;
+    nl_fence_release(); /* as where stamps are added */
+    if (first + n < log->used) /* else the youngest go, and nothing moves */
+        for (uint32_t i = first; i--;)
+            nl_store32(nl_ring_at(log->ring, log->head, log->expired + i + n), nl_ring_get(log->ring, log->head, log->expired + i));
+    else head -= n;
+    if (head >= log->ring.capacity) head -= log->ring.capacity;
+    nl_slot_commit(slot, nl_meta_of(rule->shape, nl_meta_selector(meta), left ? head : 0, left, newest_tick >> NL_EPOCH_SHIFT));
 }
 
 /* Takes the slot first. */

@@ -62,6 +62,7 @@ typedef struct { /* one process's view of a table */
     nl_slab slab;
     nl_chunks chunks;
     nl_region memory, directory_region, segment_region, bucket_region;
+    uint32_t number;    /* which of a limiter's tables: they share a secret (claim.h) */
     size_t page_bytes;
     nl_hash_seed seeds[NL_KEY_KINDS];
 } nl_table;
@@ -499,44 +500,59 @@ static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, nl_now now, uint
     return slot;
 }
 
-/* The slow way: the key is not where it should be, or its log must grow. */
-static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_now now, uint32_t limit, uint32_t cost,
-                                            nl_patience patience, nl_view *view) {
-    nl_outcome displaced = NL_DENIED;
+/* Owns a key's slot, which is inserted if it is not there; *meta is then what it had published. NL_ALLOWED: it is owned. NL_UNTRACKED:
+ * there is no room. NL_WOULD_WAIT. *displaced: NL_DISPLACED if a live key had to make room. */
+static NL_NOINLINE nl_outcome nl_own(nl_table *t, nl_fingerprint fp, nl_now now, nl_patience patience, nl_slot **owned, uint64_t *meta,
+                                     nl_outcome *displaced) {
     bool may_split = true, may_displace = false;
     nl_wait w = {0, 0, 0};
-    for (int chunk_tries = 0;;) {
+    for (;;) {
         bool placed = false;
-        uint64_t meta = 0;
         nl_next next = NL_NEXT_AGAIN;
         nl_slot *slot = nl_find(t, fp);
         if (!slot) {
             nl_gate_enter(&t->us);
-            uint32_t spare = nl_slot_supply(t, now, may_displace, patience, &displaced);
-            slot = nl_place(t, fp, now, &spare, &may_split, patience, &placed, &meta, &next);
+            uint32_t spare = nl_slot_supply(t, now, may_displace, patience, displaced);
+            slot = nl_place(t, fp, now, &spare, &may_split, patience, &placed, meta, &next);
             if (spare < NL_SLOT_STALLED) nl_slab_give(&t->us, &t->slab, &spare, 1);
             nl_gate_leave(&t->us);
         }
         if (!slot) {
-            if (next == NL_NEXT_WAIT) return (nl_outcome)(NL_WOULD_WAIT | displaced);
-            if (next == NL_NEXT_NO_ROOM) return (nl_outcome)(nl_full(t, limit, cost, now, view) | displaced);
+            if (next == NL_NEXT_WAIT) return NL_WOULD_WAIT;
+            if (next == NL_NEXT_NO_ROOM) return NL_UNTRACKED;
             if (next == NL_NEXT_COMMIT && !nl_index_commit(t)) may_split = false;
             if (next == NL_NEXT_FULL) { /* now it is certain that the key is new: only then may a live key make room */
-                if (t->on_full != NL_ON_FULL_EVICT || !nl_load32(&t->head->slab.fresh)) return nl_full(t, limit, cost, now, view);
+                if (t->on_full != NL_ON_FULL_EVICT || !nl_load32(&t->head->slab.fresh)) return NL_UNTRACKED;
                 /* all that the hand saw were in use: there will be others */
-                if (may_displace && !nl_wait_on(&t->us, &w, patience, 0)) return (nl_outcome)(NL_WOULD_WAIT | displaced);
+                if (may_displace && !nl_wait_on(&t->us, &w, patience, 0)) return NL_WOULD_WAIT;
                 may_displace = true;
             }
             continue;
         }
-        nl_outcome outcome = placed ? nl_log_allow_owned(&t->us, &t->rule, &t->chunks, slot, meta, now, limit, cost, patience, view)
-                                    : nl_log_allow(&t->us, &t->rule, &t->chunks, slot, fp, now, limit, cost, patience, view);
-        if (outcome == NL_NO_CHUNK) { /* if it was placed, it stays, with an empty log: idle */
-            if (placed) nl_store64(&t->slab.state->full_until, 0);
-            if (!nl_chunks_commit(&t->chunks, t->page_bytes) || ++chunk_tries > 8) return nl_full(t, limit, cost, now, view);
-        } else if (outcome != NL_GONE) {
-            return (nl_outcome)(outcome | displaced);
-        }
+        *owned = slot;
+        if (placed) return NL_ALLOWED;
+        if (NL_UNLIKELY(!nl_slot_take(&t->us, slot, meta, patience))) return NL_WOULD_WAIT;
+        NL_POINT(slot_owned);
+        if (NL_LIKELY(nl_slot_is(slot, fp))) return NL_ALLOWED;
+        nl_slot_commit(slot, *meta); /* another key's by now */
+    }
+}
+
+/* The slow way: the key is not where it should be, or its log must grow. */
+static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_now now, uint32_t limit, uint32_t cost,
+                                            nl_patience patience, nl_view *view) {
+    nl_outcome displaced = NL_DENIED;
+    for (int chunk_tries = 0;;) {
+        nl_slot *slot;
+        uint64_t meta;
+        nl_outcome outcome = nl_own(t, fp, now, patience, &slot, &meta, &displaced);
+        if (outcome == NL_WOULD_WAIT) return (nl_outcome)(NL_WOULD_WAIT | displaced);
+        if (outcome == NL_UNTRACKED) return (nl_outcome)(nl_full(t, limit, cost, now, view) | displaced);
+        outcome = nl_log_allow_owned(&t->us, &t->rule, &t->chunks, slot, meta, now, limit, cost, patience, view);
+        if (outcome != NL_NO_CHUNK) return (nl_outcome)(outcome | displaced);
+        /* if it is new, it stays, with an empty log: idle */
+        nl_store64(&t->slab.state->full_until, 0);
+        if (!nl_chunks_commit(&t->chunks, t->page_bytes) || ++chunk_tries > 8) return nl_full(t, limit, cost, now, view);
     }
 }
 
@@ -574,9 +590,7 @@ static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns
             nl_gate_leave(&t->us);
             if (!segment) return NL_WOULD_WAIT;
             if (!slot) {
-                memset(view, 0, sizeof *view);
-                view->now_ns = now_ns;
-                view->limit = limit;
+                nl_view_empty(view, limit, now_ns);
                 return NL_ALLOWED;
             }
         }
