@@ -31,6 +31,19 @@ cdef class Limiter:
     cdef object many_of_buffer(self, object keys, unsigned int units)
     cdef object many_of_sequence(self, object keys, unsigned int units)
 
+@cython.final
+cdef class Bundle:
+    cdef readonly tuple limiters
+    cdef Limiter first, longest
+    cdef unsigned int n
+    cdef bint hashes_each      # the tables have secrets of their own
+    cdef readonly str name
+    cdef object __weakref__
+
+    cdef unsigned long long claim(self, object key, object cost, void *claims, unsigned int *units, double *seconds) except? 0xffffffffffffffff
+    cdef int be_ready(self) except -1
+    cdef unsigned int units(self, object cost) except? 0xffffffff
+
 # 1 allowed, 0 denied; -1: cost is negative or above the limit; -2: closed; -3: it has a clock in Python: call allow().
 # Any thread, with or without the GIL (which they take only to run telemetry handlers).
 cdef int allow_bytes(Limiter limiter, const char *data, size_t length, long long cost) noexcept nogil

@@ -18,7 +18,7 @@ from cpython.unicode cimport PyUnicode_CheckExact
 from libc.math cimport INFINITY, floor, fma, isfinite, nextafter, rint
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 import os
 import sys
@@ -64,6 +64,7 @@ cdef extern from "core/batch.h" nogil:
     ctypedef struct nl_counters:
         pass
     ctypedef struct nl_head:
+        uint64_t secret[2]
         uint32_t limit
         uint64_t window_ns
         nl_counters counters
@@ -89,6 +90,7 @@ cdef extern from "core/batch.h" nogil:
         nl_slab slab
         nl_chunks chunks
         nl_region bucket_region, memory
+        uint32_t number
         nl_hash_seed *seeds
     ctypedef struct nl_config:
         uint32_t limit
@@ -131,6 +133,7 @@ cdef extern from "core/batch.h" nogil:
     nl_outcome nl_peek(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
     nl_outcome nl_reset(nl_table *, nl_fingerprint, uint64_t, int)
     void nl_check_group(nl_table *, const nl_fingerprint *, uint32_t, uint64_t, uint32_t, bint, unsigned char *, nl_tally *)
+    void nl_tally_add(nl_tally *, nl_outcome)
     void nl_tally_count(nl_counters *, uint32_t, const nl_tally *)
     void nl_count(nl_counters *, uint32_t, uint32_t, uint64_t)
     void nl_count_serial(uint64_t *, uint32_t, uint64_t)
@@ -160,6 +163,25 @@ cdef extern from "core/clock.h" nogil:
     uint64_t nl_clock_ns(int)
     int NL_CLOCK_PRIVATE
 
+cdef extern from "core/claim.h" nogil:
+    ctypedef struct nl_now:
+        uint64_t ns
+    ctypedef struct nl_claim:
+        nl_table *table
+        nl_fingerprint fp
+        uint32_t limit, cost
+        nl_now now
+        nl_outcome outcome
+        nl_view view
+    enum:
+        NL_CLAIMS_MOST, NL_QUOTAS_MOST
+    nl_now nl_rule_now(const nl_rule *, uint64_t)
+    nl_outcome nl_claims_check(nl_claim *, uint32_t, bint, int)
+
+cdef extern from "core/refund.h" nogil:
+    const uint64_t NL_NEWEST
+    nl_outcome nl_refund(nl_table *, nl_fingerprint, uint64_t, uint64_t, uint32_t, int, uint32_t *)
+
 cdef extern from "core/walk.h" nogil:
     uint64_t nl_walk_count(const nl_table *, uint64_t)
     uint64_t nl_walk_evict(nl_table *, uint64_t, bint, c_bool *)
@@ -171,6 +193,7 @@ cdef extern from "core/shared.h" nogil:
         unsigned char *boot_id
         uint64_t pid_namespace, time_namespace, created_ns
         uint32_t own_clock
+        unsigned short number, quotas
     ctypedef struct nl_header:
         char *magic
         uint32_t version, byte_order, word_bytes, page_bytes, header_bytes, state
@@ -280,6 +303,10 @@ cdef extern from *:
     """
     void set_flag(nl_table *, uint32_t, bint) noexcept nogil
     uint32_t flags_of(nl_table *) noexcept nogil
+
+
+cdef inline nl_table *table_of(Limiter limiter) noexcept nogil:
+    return <nl_table *>limiter.table
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -521,8 +548,9 @@ cdef class Limiter:
     """
 
     def __cinit__(self, quota, *, limit, window_ns, str name not None, max_keys, str on_full not None, clock, table=None,
-                  path=None, stall_ns=0, str on_stall not None="allow", make_quota=None):
-        """table: the descriptor of a shared table's file, which says what limit, window_ns and max_keys are."""
+                  path=None, stall_ns=0, str on_stall not None="allow", make_quota=None, Limiter kin=None):
+        """table: the descriptor of a shared table's file, which says what limit, window_ns and max_keys are. kin: whose secret it shares,
+        in a Bundle."""
         cdef nl_config config
         cdef bytes secret = os.urandom(16)
         self.quota_now = quota
@@ -540,7 +568,10 @@ cdef class Limiter:
             config.window_ns = window_ns
             config.max_keys = max_keys
             config.on_full = ON_FULL[on_full]
-            memcpy(config.secret, PyBytes_AS_STRING(secret), 16)
+            if kin is not None:
+                memcpy(config.secret, &table_of(kin).head.secret, 16)
+            else:
+                memcpy(config.secret, PyBytes_AS_STRING(secret), 16)
             if not nl_table_open(t, &config):
                 free(t)
                 raise MemoryError(f"no address space for a limiter of max_keys={max_keys}: choose a smaller one")
@@ -600,6 +631,11 @@ cdef class Limiter:
             self.quota_now = self.make_quota(limit)
             self.quota_limit = limit
         return self.quota_now
+
+    @property
+    def quotas(self):
+        """As of a Bundle: the one there is."""
+        return (self.quota,)
 
     def set_limit(self, limit):
         """Changes the limit in force, at once and for all who use the table."""
@@ -731,33 +767,19 @@ cdef class Limiter:
         """
         cdef uint32_t units = self.units(cost)
         self.be_ready()
-        if isinstance(keys, (str, bytes, bytearray)):
-            raise TypeError(f"keys must be a sequence of keys, got one {type(keys).__name__}: use [key]")
-        if PyObject_CheckBuffer(keys):
+        if PyObject_CheckBuffer(keys) and not isinstance(keys, (bytes, bytearray)):
             return self.many_of_buffer(keys, units)
-        if not isinstance(keys, (list, tuple)) and not isinstance(keys, Sequence):
-            raise TypeError(f"keys must be a sequence or a buffer of int64, got {type(keys).__name__}: use list(keys)")
-        return self.many_of_sequence(tuple(keys), units)  # a copy: other threads may change a list
+        return self.many_of_sequence(checked_keys(keys), units)
 
     cdef object many_of_sequence(self, object keys, unsigned int units):
         cdef nl_table *t = <nl_table *>self.table
-        cdef Py_ssize_t n = len(keys), i = 0
+        cdef Py_ssize_t n = len(keys), i
         cdef double seconds
         cdef uint64_t now_ns
         if n == 0:
             return []
-        cdef nl_fingerprint *fps = <nl_fingerprint *>malloc(n * (sizeof(nl_fingerprint) + 1))
-        if fps == NULL:
-            raise MemoryError()
+        cdef nl_fingerprint *fps = fingerprints_of(t, keys)
         cdef unsigned char *outcomes = <unsigned char *>&fps[n]
-        try:
-            for i in range(n):
-                fingerprint(t, (<tuple>keys)[i], &fps[i])
-        except Exception as error:
-            free(fps)
-            if isinstance(error, (TypeError, ValueError)):
-                raise type(error)(f"keys[{i}]: {error}") from None
-            raise
         try:
             now_ns = self.now(&seconds)
             self.be_ready()
@@ -782,15 +804,9 @@ cdef class Limiter:
         cdef unsigned char *outcomes
         PyObject_GetBuffer(keys, &buffer, PyBUF_STRIDES | PyBUF_FORMAT)
         try:
-            if buffer.ndim != 1:
-                raise ValueError(f"keys must be a 1-D buffer, got {buffer.ndim} dimensions: flatten it first")
-            form = (<bytes>buffer.format).decode() if buffer.format != NULL else "B"
-            code = form[1:] if form[:1] in ("@", "=", "<" if sys.byteorder == "little" else ">") else form
-            if buffer.itemsize != 8 or code not in ("q", "Q", "l", "L", "n", "N"):
-                raise TypeError(f"keys must be a buffer of int64 or uint64, got format {form!r}: convert it, or pass a list")
+            is_unsigned = words_are_unsigned(&buffer)
             n = buffer.shape[0]
             stride = buffer.strides[0] if buffer.strides != NULL else buffer.itemsize
-            is_unsigned = code in UNSIGNED
             result = bytearray(n)
             now_ns = self.now(&seconds)
             self.be_ready()
@@ -830,6 +846,30 @@ cdef class Limiter:
                 outcome = nl_reset(t, fp, now_ns, NL_WAITING)
             self.refuse_if_stalled(outcome == NL_WOULD_WAIT)
         return outcome == NL_ALLOWED
+
+    def count(self, key, cost):
+        """As check(); and, if it was counted, a token for give_back(), else None."""
+        decision = self.check(key, cost)
+        cdef Decision d = decision
+        return d, (d.view.newest_tick,) if d.allowed and not d.untracked and index(cost) else None
+
+    def give_back(self, key, units, token=None):
+        """Gives back up to so many units of a token, or (None) of those counted last. How many still counted."""
+        cdef nl_table *t = <nl_table *>self.table
+        cdef nl_fingerprint fp
+        cdef double seconds
+        cdef uint64_t now_ns, tick = NL_NEWEST if token is None else token[0]
+        cdef uint32_t wanted = self.units(units), given = 0
+        self.be_ready()
+        fingerprint(t, key, &fp)
+        now_ns = self.now(&seconds)
+        self.be_ready()
+        cdef nl_outcome outcome = nl_refund(t, fp, now_ns, tick, wanted, NL_QUICKLY, &given)
+        if outcome == NL_WOULD_WAIT:
+            with nogil:
+                outcome = nl_refund(t, fp, now_ns, tick, wanted, NL_WAITING, &given)
+            self.refuse_if_stalled(outcome == NL_WOULD_WAIT)
+        return given
 
     def clear(self):
         """Forgets all keys and hands their memory back. Walks the table in small steps, without the GIL."""
@@ -944,6 +984,61 @@ cdef class Limiter:
 cdef frozenset UNSIGNED = frozenset("QLN")
 
 
+cdef bint words_are_unsigned(const Py_buffer *buffer) except -1:
+    """Of a buffer that must be one-dimensional and hold 64-bit integers."""
+    if buffer.ndim != 1:
+        raise ValueError(f"keys must be a 1-D buffer, got {buffer.ndim} dimensions: flatten it first")
+    form = (<bytes>buffer.format).decode() if buffer.format != NULL else "B"
+    code = form[1:] if form[:1] in ("@", "=", "<" if sys.byteorder == "little" else ">") else form
+    if buffer.itemsize != 8 or code not in ("q", "Q", "l", "L", "n", "N"):
+        raise TypeError(f"keys must be a buffer of int64 or uint64, got format {form!r}: convert it, or pass a list")
+    return code in UNSIGNED
+
+
+cdef list words_of(object keys):
+    """The integers of such a buffer."""
+    cdef Py_buffer buffer
+    cdef int64_t word
+    cdef Py_ssize_t i, stride
+    PyObject_GetBuffer(keys, &buffer, PyBUF_STRIDES | PyBUF_FORMAT)
+    try:
+        is_unsigned = words_are_unsigned(&buffer)
+        stride = buffer.strides[0] if buffer.strides != NULL else buffer.itemsize
+        words = []
+        for i in range(buffer.shape[0]):
+            memcpy(&word, <const char *>buffer.buf + i * stride, 8)
+            words.append(<uint64_t>word if is_unsigned else word)
+        return words
+    finally:
+        PyBuffer_Release(&buffer)
+
+
+cdef tuple checked_keys(object keys):
+    """A copy, for other threads may change a list."""
+    if isinstance(keys, (str, bytes, bytearray)):
+        raise TypeError(f"keys must be a sequence of keys, got one {type(keys).__name__}: use [key]")
+    if not isinstance(keys, (list, tuple)) and not isinstance(keys, Sequence):
+        raise TypeError(f"keys must be a sequence or a buffer of int64, got {type(keys).__name__}: use list(keys)")
+    return tuple(keys)
+
+
+cdef nl_fingerprint *fingerprints_of(nl_table *t, tuple keys) except NULL:
+    """To be freed; with a byte for each key behind them. len(keys) > 0."""
+    cdef Py_ssize_t n = len(keys), i = 0
+    cdef nl_fingerprint *fps = <nl_fingerprint *>malloc(n * (sizeof(nl_fingerprint) + 1))
+    if fps == NULL:
+        raise MemoryError()
+    try:
+        for i in range(n):
+            fingerprint(t, keys[i], &fps[i])
+    except Exception as error:
+        free(fps)
+        if isinstance(error, (TypeError, ValueError)):
+            raise type(error)(f"keys[{i}]: {error}") from None
+        raise
+    return fps
+
+
 cdef str short(object number):
     text = str(number) if number.bit_length() < 200 else f"an int of {number.bit_length()} bits"
     return text
@@ -1026,17 +1121,17 @@ cdef PyObject *short_check(PyObject *self, PyObject **args, Py_ssize_t n, PyObje
     return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
 
 
-cdef int put_in_front(str name, fastcall short_way, fastcall *long_way) except -1:
+cdef int put_in_front(type of, str name, fastcall short_way, fastcall *long_way) except -1:
     """Bound methods keep a pointer to their type's method record; the record gets the short way, which knows the long one."""
-    cdef PyMethodDef *method = (<PyMethodDescrObject *><PyObject *>Limiter.__dict__[name]).d_method
+    cdef PyMethodDef *method = (<PyMethodDescrObject *><PyObject *>of.__dict__[name]).d_method
     if method.ml_flags == METH_FASTCALL | METH_KEYWORDS:  # else this Python calls methods in another way: it goes the long one
         long_way[0] = <fastcall><void *>method.ml_meth
         method.ml_meth = <PyCFunction><void *>short_way
     return 0
 
 
-put_in_front("allow", short_allow, &long_allow)
-put_in_front("check", short_check, &long_check)
+put_in_front(Limiter, "allow", short_allow, &long_allow)
+put_in_front(Limiter, "check", short_check, &long_check)
 
 
 cdef void check_all(nl_table *t, bint stalled_allows, const nl_fingerprint *fps, const char *words, Py_ssize_t stride,
@@ -1061,6 +1156,9 @@ cdef void check_all(nl_table *t, bint stalled_allows, const nl_fingerprint *fps,
             nl_check_group(t, fps + done, size, now_ns, units, stalled_allows, outcomes + done, &tally)
         done += size
     nl_tally_count(&t.head.counters, nl_my_stripe(), &tally)
+
+
+include "_bundle.pxi"
 
 
 # --- for Cython (__init__.pxd) ----------------------------------------------------------------------------------------
@@ -1158,7 +1256,7 @@ def same_layout(limit, other_limit, window_ns):
 
 
 def format_table(int fd, *, limit, window_ns, max_keys, typical, own_clock, bytes boot_id not None, pid_namespace,
-                 time_namespace):
+                 time_namespace, number=0, quotas=1):
     """Makes a table of a file that has exactly its size, and zeros in it. The header is READY last."""
     cdef nl_config config = config_of(limit, window_ns, max_keys, typical)
     cdef nl_origin origin
@@ -1175,6 +1273,8 @@ def format_table(int fd, *, limit, window_ns, max_keys, typical, own_clock, byte
     origin.time_namespace = time_namespace
     origin.created_ns = time.time_ns()
     origin.own_clock = bool(own_clock)
+    origin.number = number
+    origin.quotas = quotas
     from mmap import mmap  # here, where it is needed
 
     with mmap(fd, size) as mapping:
@@ -1205,7 +1305,8 @@ def read_header(int fd):
         "state": header.state, "boot_id": <bytes>header.origin.boot_id[:16], "pid_namespace": header.origin.pid_namespace,
         "time_namespace": header.origin.time_namespace, "window_ns": header.window_ns, "limit": limit,
         "layout_limit": header.layout_limit, "max_keys": header.max_keys, "typical": header.typical,
-        "own_clock": bool(header.origin.own_clock), "created_ns": header.origin.created_ns,
+        "own_clock": bool(header.origin.own_clock), "created_ns": header.origin.created_ns, "number": header.origin.number,
+        "quotas": header.origin.quotas,
     }
 
 

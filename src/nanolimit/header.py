@@ -39,6 +39,8 @@ class Config(NamedTuple):
     max_keys: int
     typical: int
     own_clock: bool
+    number: int = 0
+    quotas: int = 1
 
     @property
     def file_bytes(self) -> int:
@@ -122,7 +124,12 @@ def checked_config(place: Place, header: Mapping[str, Any], status: os.stat_resu
     if not _core.same_layout(layout_limit, limit, window_ns):
         fault(place, "limit", limit, f"one with the layout of {layout_limit}")
     laid_out = Config(
-        Quota._of(layout_limit, window_ns), max_keys, typical, header["own_clock"] is True
+        Quota._of(layout_limit, window_ns),
+        max_keys,
+        typical,
+        header["own_clock"] is True,
+        header["number"],
+        header["quotas"],
     )
     try:
         file_bytes = laid_out.file_bytes

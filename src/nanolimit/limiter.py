@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 from nanolimit import _core
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
 from nanolimit.errors import LimiterClosedError
-from nanolimit.quota import Quota, whole_number
+from nanolimit.quota import Quota, check_number, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +98,7 @@ class Verbs:
 
     __slots__ = ("_engine",)
 
-    _engine: _core.Limiter
+    _engine: _core.Limiter | _core.Bundle
 
     def allow(self, key: Key, cost: int = 1) -> bool:
         """Say whether the request fits into the key's window, and count it if it does.
@@ -270,7 +270,9 @@ class RateLimiter(Verbs):
 
     Args:
         quota: The limit as an int, to go with `per`; or the whole quota as a `Quota` or as text:
-            ``"5/minute"``, ``"100/15m"``, ``"10 per 2 hours"``. 5 when left out.
+            ``"5/minute"``, ``"100/15m"``, ``"10 per 2 hours"``. 5 when left out. Several, up to 8, as
+            text ``"10/second; 1000/hour"`` or as a list: then a request must fit into all of them,
+            and counts in all or in none.
         per: The length of the window for a limit given as an int: seconds, or a `timedelta`.
             A minute when left out.
         name: What telemetry and `repr` call it. When left out, the name of its shared table, else
@@ -335,7 +337,7 @@ class RateLimiter(Verbs):
 
     def __init__(
         self,
-        quota: int | str | Quota = 5,
+        quota: int | str | Quota | Sequence[str | Quota] = 5,
         per: float | timedelta | None = None,
         *,
         name: str | None = None,
@@ -350,7 +352,7 @@ class RateLimiter(Verbs):
         on_stall: Literal["allow", "deny", "wait"] = "allow",
         typical: int | None = None,
     ) -> None:
-        checked_quota = _checked_quota(quota, per)
+        quotas = _checked_quotas(quota, per)
         _check_choice("on_full", on_full, _ON_FULL)
         if clock is not None and not callable(clock):
             raise TypeError(
@@ -368,19 +370,27 @@ class RateLimiter(Verbs):
             _refuse_without_shared(given)
             self._shared = None
             self._max_keys = _checked_max_keys(max_keys)
-            self._engine = engine = _core.Limiter(
-                checked_quota,
-                limit=checked_quota.limit,
-                window_ns=checked_quota.window_ns,
-                name=_checked_name(name),
-                max_keys=self._max_keys,
-                on_full=on_full,
-                clock=clock,
-            )
+            name = _checked_name(name)
+            engines: list[_core.Limiter] = []
+            for each in quotas:
+                engines.append(
+                    _core.Limiter(
+                        each,
+                        limit=each.limit,
+                        window_ns=each.window_ns,
+                        name=name,
+                        max_keys=self._max_keys,
+                        on_full=on_full,
+                        clock=clock,
+                        kin=engines[0] if engines else None,
+                    )
+                )
         else:
-            self._engine = engine = self._shared_engine(
-                checked_quota, name, max_keys, on_full, clock, shared, **given
+            engines = self._shared_engines(
+                quotas, name, max_keys, on_full, clock, shared, **given
             )
+        engine = engines[0] if len(engines) == 1 else _core.Bundle(engines)
+        self._engine = engine
         # Through the slots themselves, not setattr: a subclass that overrides a verb keeps its
         # own, and reaches this one with super().
         # Where Python is free-threaded, threads that share the limiter need not pass its reference
@@ -393,9 +403,9 @@ class RateLimiter(Verbs):
             _CLOSE.__set__(self, partial(_leave, weakref.ref(self), engine.close))
         _core._defer_refcount(self)
 
-    def _shared_engine(
+    def _shared_engines(
         self,
-        quota: Quota,
+        quotas: tuple[Quota, ...],
         name: str | None,
         max_keys: int | None,
         on_full: str,
@@ -408,8 +418,8 @@ class RateLimiter(Verbs):
         stall_timeout: Any,
         on_stall: Any,
         typical: Any,
-    ) -> _core.Limiter:
-        """Attach to a shared table, made now if it is not there."""
+    ) -> list[_core.Limiter]:
+        """Attach to the shared tables, one for each quota, made now if they are not there."""
         # Here, because few limiters need it.
         from nanolimit import table as tables
 
@@ -422,14 +432,46 @@ class RateLimiter(Verbs):
         if shared is True and (group is not None or access.mode != 0o600):
             raise TypeError("mode and group go with a table that has a name; shared=True has none")
         stall_ns = _checked_stall(stall_timeout)
-        wanted = tables.Wanted(
-            quota,
-            None if max_keys is None else tables.checked_max_keys(max_keys),
-            tables.checked_typical(typical, quota),
-            own_clock=clock is not None,
-        )
+        # `typical` goes with the largest limit; the smaller ones hold no more than theirs.
+        most = max(quotas, key=lambda quota: quota.limit)
+        checked_typical = tables.checked_typical(typical, most)
+        wanted = [
+            tables.Wanted(
+                quota,
+                None if max_keys is None else tables.checked_max_keys(max_keys),
+                None if checked_typical is None else min(checked_typical, quota.limit),
+                own_clock=clock is not None,
+                number=number,
+                quotas=len(quotas),
+            )
+            for number, quota in enumerate(quotas)
+        ]
         tables.require_platform()
         name = _checked_name(name)
+        engines: list[_core.Limiter] = []
+        for each in wanted:
+            place = shared
+            if shared is not True and each.number:
+                place = tables.more_of(shared, each.number)
+            engines.append(
+                self._shared_engine(place, each, access, name, on_full, clock, stall_ns, on_stall)
+            )
+        return engines
+
+    def _shared_engine(
+        self,
+        shared: str | os.PathLike[str] | Literal[True],
+        wanted: tables.Wanted,
+        access: tables.Access,
+        name: str,
+        on_full: str,
+        clock: Callable[[], float] | None,
+        stall_ns: int,
+        on_stall: str,
+    ) -> _core.Limiter:
+        from nanolimit import table as tables
+
+        quota = wanted.quota
         while True:
             with tables.attach(shared, wanted, access) as table:
 
@@ -458,14 +500,23 @@ class RateLimiter(Verbs):
                     continue
                 if table.new_limit is not None:
                     engine.set_limit(table.new_limit)
-                self._shared = table.path or True
-                self._max_keys = table.max_keys
+                if not wanted.number:
+                    self._shared = table.path or True
+                    self._max_keys = table.max_keys
                 return engine
 
     @property
     def quota(self) -> Quota:
-        """The `Quota` that holds for every key. Others may change that of a shared table."""
+        """The `Quota` that holds for every key; of several, the first.
+
+        Others may change that of a shared table.
+        """
         return self._engine.quota
+
+    @property
+    def quotas(self) -> tuple[Quota, ...]:
+        """All quotas that hold for every key, as they were named: mostly one."""
+        return self._engine.quotas
 
     @property
     def name(self) -> str:
@@ -507,7 +558,7 @@ class RateLimiter(Verbs):
 
     def __repr__(self) -> str:
         engine = self._engine
-        head = f"<{type(self).__name__} {engine.name!r} {engine.quota}"
+        head = f"<{type(self).__name__} {engine.name!r} {'; '.join(map(str, engine.quotas))}"
         if self._shared is not None:
             head += ", shared" if self._shared is True else f", shared at {self._shared!r}"
         try:
@@ -532,13 +583,14 @@ _CLOSE = vars(RateLimiter)["close"]
 class _Closed:
     """What a shared limiter holds in its engine's place once it is closed."""
 
-    __slots__ = ("name", "quota")
+    __slots__ = ("name", "quota", "quotas")
 
     closed = True
 
-    def __init__(self, engine: _core.Limiter) -> None:
+    def __init__(self, engine: _core.Limiter | _core.Bundle) -> None:
         self.name = engine.name
         self.quota = engine.quota
+        self.quotas = engine.quotas
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise LimiterClosedError(f"limiter {self.name!r} is closed")
@@ -564,19 +616,39 @@ def _leave(limiter: weakref.ref[RateLimiter], close: Callable[[], None]) -> None
             slot.__set__(left, getattr(closed, verb))
 
 
-def _checked_quota(quota: object, per: float | timedelta | None) -> Quota:
+def _checked_quotas(quota: object, per: float | timedelta | None) -> tuple[Quota, ...]:
     if isinstance(quota, (Quota, str)):
         if per is not None:
             raise TypeError(
                 f"per goes with a limit given as an int; {shown(quota)} says its window itself"
             )
-        return quota if isinstance(quota, Quota) else Quota.parse(quota)
+        return (quota,) if isinstance(quota, Quota) else Quota.parse_all(quota)
+    if isinstance(quota, (list, tuple)):
+        if per is not None:
+            raise TypeError("per goes with a limit given as an int; quotas say their windows")
+        return _checked_several(quota)
     if isinstance(quota, bool) or not hasattr(type(quota), "__index__"):
         raise TypeError(
-            f"the limit must be an int, a str such as '5/minute' or a Quota, "
+            f"the limit must be an int, a str such as '5/minute', a Quota or a list of these, "
             f"not {type(quota).__name__}"
         )
-    return Quota(whole_number("limit", quota), 60.0 if per is None else per)
+    return (Quota(whole_number("limit", quota), 60.0 if per is None else per),)
+
+
+def _checked_several(quotas: Sequence[object]) -> tuple[Quota, ...]:
+    for quota in quotas:
+        if not isinstance(quota, (Quota, str)):
+            raise TypeError(
+                f"a list of quotas must hold Quotas or strs such as '5/minute', "
+                f"not {type(quota).__name__}"
+            )
+    checked = tuple(
+        quota if isinstance(quota, Quota) else Quota.parse(quota)
+        for quota in quotas
+        if isinstance(quota, (Quota, str))
+    )
+    check_number(len(checked), shown(quotas))
+    return checked
 
 
 def _checked_max_keys(max_keys: object) -> int:

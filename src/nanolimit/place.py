@@ -160,6 +160,13 @@ def place_of(shared: str | os.PathLike[str]) -> Place:
     return Place(directory, path.name, "path")
 
 
+def more_of(shared: str | os.PathLike[str], number: int) -> str | Path:
+    """Return the name or path of the table for a limiter's quota of that number, from 1 on."""
+    text, is_path = spelled(shared)
+    text += f".{number + 1}"
+    return Path(text) if is_path else text
+
+
 def group_id(group: int | str | None) -> int | None:
     """Return the number of a group that is given by name or number.
 

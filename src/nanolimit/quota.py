@@ -34,6 +34,8 @@ MAX_LIMIT_WIDE = 1 << 24
 MIN_WINDOW_NS = 1_000
 MAX_WINDOW_NS = 315_576_000 * NS_PER_SECOND  # ten years of 365.25 days
 
+MAX_QUOTAS = 8  # that one limiter has
+
 # Nobody writes a longer quota; a bound keeps the pattern's work and the error message small.
 _MAX_TEXT = 100
 
@@ -69,6 +71,16 @@ def whole_number(parameter: str, value: object) -> int:
         raise TypeError(f"{parameter} must be an int, not {type(value).__name__}")
     # int(): operator.index() hands a subclass of int through as it is.
     return int(operator.index(value))  # type: ignore[arg-type]
+
+
+def check_number(number: int, given: str) -> None:
+    """Refuse a limiter without quotas, or with more than the core checks at once."""
+    if number < 1:
+        raise ValueError("a limiter needs at least one quota, got none: '5/minute' is one")
+    if number > MAX_QUOTAS:
+        raise ValueError(
+            f"a limiter has at most {MAX_QUOTAS} quotas, got more in {given}: take the tightest ones"
+        )
 
 
 class Quota:
@@ -144,10 +156,7 @@ class Quota:
                 f"{_MAX_TEXT} are allowed; {_MEND}"
             )
         if ";" in text or "," in text:
-            raise ValueError(
-                f"quota {text!r} holds several quotas: several quotas per limiter "
-                f"are still to come; give one"
-            )
+            raise ValueError(f"quota {text!r} holds several quotas: give one, or use parse_all")
         parts = _PARTS.fullmatch(text.strip())
         if parts is None:
             raise ValueError(f"quota {text!r} is not understood: {_MEND}")
@@ -167,6 +176,22 @@ class Quota:
             return cls._of(int(limit), window_ns)
         except ValueError as error:
             raise ValueError(f"quota {text!r} is out of range: {error}") from None
+
+    @classmethod
+    def parse_all(cls, text: str) -> tuple[Self, ...]:
+        """Read one quota or several, with ``;`` or ``,`` between them: ``"10/second; 1000/hour"``.
+
+        Raises:
+            TypeError: `text` is no str.
+            ValueError: There are more than 8, one of them is empty, or as `parse`.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"a quota to parse must be a str, not {type(text).__name__}")
+        parts = text.replace(",", ";").split(";", MAX_QUOTAS)
+        check_number(len(parts), shown(text))
+        if len(parts) > 1 and not all(part.strip() for part in parts):
+            raise ValueError(f"quotas {shown(text)} are not understood: one of them is empty")
+        return tuple(map(cls.parse, parts))
 
     @property
     def per(self) -> float:

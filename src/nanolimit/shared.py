@@ -36,7 +36,7 @@ from nanolimit.place import (
     place_of,
     refuse,
 )
-from nanolimit.quota import Quota
+from nanolimit.quota import MAX_QUOTAS, Quota
 from nanolimit.table import Wanted, checked_max_keys, checked_typical, finish, require_platform
 
 if TYPE_CHECKING:
@@ -267,16 +267,38 @@ def remove(name: str | os.PathLike[str], force: bool = False) -> None:
     """
     require_platform()
     place = place_of(name)
+    for number in range(_remove(place, force) - 1, 0, -1):
+        # Of a limiter with several quotas, which has a table for each.
+        try:
+            _remove(place._replace(name=f"{place.name}.{number + 1}"), force, number)
+        except FileNotFoundError:
+            continue
+
+
+def _remove(place: Place, force: bool, number: int = 0) -> int:
+    """Remove one table, if it is that of the quota of this number; return of how many.
+
+    Raises:
+        FileNotFoundError: One for a quota beyond the first is not there, or is another limiter's.
+    """
     with open_directory(place) as folder, locked(folder, place):
         try:
             status = os.stat(place.name, dir_fd=folder.fd, follow_symlinks=False)
             check_kind(place, status)
             handle = opened(folder, place.name, os.O_RDWR)
         except FileNotFoundError:
+            if number:
+                raise
             raise SharedTableError(f"there is no table {place.path!r}") from None
         except OSError as error:
             refuse(f"table {place.path!r} can't be opened", error)
         with handle:
+            quotas = 1
+            if _is_ours(place, handle):
+                header = read_header(place, handle, os.fstat(handle.fd))
+                quotas = header["quotas"]
+                if number and header["number"] != number:
+                    raise FileNotFoundError(place.path)
             if os.pread(handle.fd, len(MAGIC), 0) != MAGIC:
                 raise SharedTableError(
                     f"{place.path!r} is no table of nanolimit: if it is to go, remove it by hand"
@@ -298,6 +320,7 @@ def remove(name: str | os.PathLike[str], force: bool = False) -> None:
             finish(folder, place)
         except SharedTableError:
             pass  # that name is somebody else's, and no part of the table
+    return quotas if quotas <= MAX_QUOTAS else 1
 
 
 def _is_ours(place: Place, handle: Handle) -> bool:

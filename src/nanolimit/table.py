@@ -45,6 +45,7 @@ from nanolimit.place import (
     is_trusted,
     kind_of,
     locked,
+    more_of,
     opened,
     place_of,
     quoted,
@@ -79,6 +80,8 @@ class Wanted(NamedTuple):
     max_keys: int | None
     typical: int | None
     own_clock: bool
+    number: int = 0  # which of its limiter's quotas it counts
+    quotas: int = 1
 
     def config(self) -> Config:
         """Return what a new table is laid out for."""
@@ -86,7 +89,7 @@ class Wanted(NamedTuple):
         if typical is None:
             typical = min(self.quota.limit, _DEFAULT_TYPICAL)
         max_keys = DEFAULT_MAX_KEYS if self.max_keys is None else self.max_keys
-        return Config(self.quota, max_keys, typical, self.own_clock)
+        return Config(self.quota, max_keys, typical, self.own_clock, self.number, self.quotas)
 
 
 class Access(NamedTuple):
@@ -425,6 +428,8 @@ def _format(handle: Handle, config: Config) -> None:
         boot_id=boot_id(),
         pid_namespace=namespace("pid"),
         time_namespace=namespace("time"),
+        number=config.number,
+        quotas=config.quotas,
     )
 
 
@@ -521,6 +526,11 @@ def _settled(
         differences.append(
             f"clock is {clocks[config.own_clock]}, asked for {clocks[wanted.own_clock]}"
         )
+    if (config.number, config.quotas) != (wanted.number, wanted.quotas):
+        differences.append(
+            f"quota is number {config.number + 1} of {config.quotas}, "
+            f"asked for {wanted.number + 1} of {wanted.quotas}"
+        )
     if not differences:
         return None
     if access.on_mismatch == "replace":
@@ -528,11 +538,15 @@ def _settled(
         if limit_only and _core.same_layout(header["layout_limit"], asked.limit, asked.window_ns):
             return asked.limit
         return _REMAKE
-    if access.on_mismatch == "adopt" and config.own_clock == wanted.own_clock:
+    # The stamps of one clock mean nothing to another; nor does one quota to another.
+    adoptable = (config.own_clock, config.number, config.quotas) == (
+        wanted.own_clock,
+        wanted.number,
+        wanted.quotas,
+    )
+    if access.on_mismatch == "adopt" and adoptable:
         return None
-    adopt = "on_mismatch='adopt' takes the table as it is, "
-    if config.own_clock != wanted.own_clock:
-        adopt = ""  # the stamps of one clock mean nothing to another
+    adopt = "on_mismatch='adopt' takes the table as it is, " if adoptable else ""
     raise SharedTableError(
         f"table {place.path!r} was made for something else: its {'; its '.join(differences)}. "
         f"{adopt}on_mismatch='replace' changes it for all, and {place.rm} removes it and its "

@@ -19,7 +19,7 @@
 
 #include "table.h"
 
-enum { NL_CLAIMS_MOST = 64 };
+enum { NL_CLAIMS_MOST = 64, NL_QUOTAS_MOST = 8 /* of one limiter */ };
 
 typedef struct {
     nl_table *table;

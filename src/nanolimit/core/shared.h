@@ -31,6 +31,7 @@ typedef struct { /* where and when a file was made */
     uint64_t pid_namespace, time_namespace;
     uint64_t created_ns; /* since 1970 */
     uint32_t own_clock;  /* its users bring a clock of their own */
+    uint16_t number, quotas; /* which of how many tables of its limiters: one a quota (claim.h) */
 } nl_origin;
 
 typedef struct { /* the file's first bytes. In every version: magic and version. */
@@ -404,6 +405,7 @@ static inline const char *nl_shared_open(nl_table *t, int fd, const char *path, 
     t->rule = nl_rule_of(config.limit, config.window_ns);
     t->on_full = on_full;
     t->clock = NL_CLOCK_SHARED;
+    t->number = header.origin.number;
     nl_table_lay_out(t, config.max_keys, l.sizes);
     nl_region *whole[] = {&t->directory_region, &t->segment_region, &t->bucket_region, &t->slab.bitmap,
                           &t->slab.slots,       &t->chunks.spans,   &t->chunks.sets_region, &t->chunks.chunks};
