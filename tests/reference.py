@@ -181,6 +181,25 @@ class Reference:
         verdict = self.check(key, now_ns, cost)
         return self.on_full == "allow" if verdict is None else verdict.allowed
 
+    # -- giving back -----------------------------------------------------------------------------
+
+    def newest(self, key: Hashable) -> int:
+        """The tick at which `key` was counted last."""
+        return self.logs[key][-1]
+
+    def refund(self, key: Hashable, now_ns: int, units: int, stamp: int | None = None) -> int:
+        """Take back up to `units` counted at tick `stamp`, or last. Returns how many."""
+        live = self.live(key, now_ns)
+        mine = [at for at in live if stamp is None or at == stamp]
+        gone = mine[len(mine) - min(units, len(mine)) :]
+        for at in gone:
+            live.remove(at)
+        if gone:  # else nothing is written, and what is expired may come back with the clock
+            self.logs[key] = live
+            if not live:
+                del self.logs[key]
+        return len(gone)
+
     # -- forgetting ------------------------------------------------------------------------------
 
     def forget(self, key: Hashable) -> bool:

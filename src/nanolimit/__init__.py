@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from nanolimit import telemetry
 from nanolimit._core import Decision, Stats
+from nanolimit.claim import check_all
 from nanolimit.clock import ManualClock
 from nanolimit.default import allow, configure
 from nanolimit.errors import (
     LimiterClosedError,
     NanolimitError,
     RateLimitExceeded,
+    ReservationClosedError,
     SharedTableError,
 )
 from nanolimit.limiter import RateLimiter
@@ -35,10 +37,12 @@ __all__ = [
     "Quota",
     "RateLimitExceeded",
     "RateLimiter",
+    "ReservationClosedError",
     "SharedTableError",
     "Stats",
     "__version__",
     "allow",
+    "check_all",
     "configure",
     "get_include",
     "telemetry",

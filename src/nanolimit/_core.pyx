@@ -473,6 +473,11 @@ cdef class Decision:
         return self.view.limit
 
     @property
+    def violated(self):
+        """The quota that denied: of several, the one that makes one wait longest. None if allowed."""
+        return None if self.allowed else self.quota
+
+    @property
     def remaining(self) -> int:
         """Units that would still fit now, after this decision."""
         return self.view.limit - self.view.used if self.view.used < self.view.limit else 0

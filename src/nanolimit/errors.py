@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nanolimit._core import Decision
 
-__all__ = ["LimiterClosedError", "NanolimitError", "RateLimitExceeded", "SharedTableError"]
+__all__ = [
+    "LimiterClosedError",
+    "NanolimitError",
+    "RateLimitExceeded",
+    "ReservationClosedError",
+    "SharedTableError",
+]
 
 
 class NanolimitError(Exception):
@@ -32,6 +38,10 @@ class LimiterClosedError(NanolimitError):
 
     Its `name`, `quota`, `closed` and `repr` go on working; closing it again is no error.
     """
+
+
+class ReservationClosedError(NanolimitError):
+    """A reservation was settled twice, or one that was denied, or an attempt outside its block."""
 
 
 class SharedTableError(NanolimitError):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
     from nanolimit._core import Decision, Stats
+    from nanolimit.reservation import Attempt, Reservation
 
     IPObject = IPv4Address | IPv4Interface | IPv4Network | IPv6Address | IPv6Interface | IPv6Network
     Key = str | bytes | int | UUID | IPObject | tuple["Key", ...]
@@ -505,6 +506,57 @@ class RateLimiter(Verbs):
                     self._max_keys = table.max_keys
                 return engine
 
+    def refund(self, key: Key, cost: int = 1) -> int:
+        """Give back units that were counted last, such as those of a request that failed.
+
+        Args:
+            key: Whose.
+            cost: Units, 0 to the limit.
+
+        Returns:
+            How many of them still counted. Units that have left the window are not there to be
+            given back.
+
+        Raises:
+            TypeError: As `allow`.
+            ValueError: As `allow`.
+            SharedTableError: A stopped process holds the key.
+
+        Whoever wants exactly the units of one request back takes `reserve`.
+        """
+        return self._engine.give_back(key, cost)
+
+    def reserve(self, key: Key, cost: int = 1) -> Reservation:
+        """Count units whose real number is known only later.
+
+        Returns:
+            A `Reservation`: its `ok` says whether they fitted; then `commit` with the real number,
+            or `cancel`.
+
+        Raises:
+            TypeError: As `allow`.
+            ValueError: As `allow`.
+        """
+        from nanolimit.reservation import Reservation
+
+        return Reservation(self._open_engine(), key, cost)
+
+    def attempt(self, key: Key, cost: int = 1) -> Attempt:
+        """Count only failures: a with block that is counted at its entry, unless it succeeds.
+
+        Returns:
+            An `Attempt`, for ``with``. Entering it raises `RateLimitExceeded` if it does not fit.
+        """
+        from nanolimit.reservation import Attempt
+
+        return Attempt(self._open_engine(), key, cost)
+
+    def _open_engine(self) -> _core.Limiter | _core.Bundle:
+        engine = self._engine
+        if engine.closed:
+            raise LimiterClosedError(f"limiter {engine.name!r} is closed")
+        return engine
+
     @property
     def quota(self) -> Quota:
         """The `Quota` that holds for every key; of several, the first.
@@ -530,7 +582,13 @@ class RateLimiter(Verbs):
 
     @property
     def core(self) -> _core.Limiter:
-        """The core's limiter, which Cython code takes (``cimport nanolimit``)."""
+        """The core's limiter, which Cython code takes (``cimport nanolimit``).
+
+        Raises:
+            TypeError: This limiter has several quotas, which Cython code can't ask at once.
+        """
+        if isinstance(self._engine, _core.Bundle):
+            raise TypeError(f"{self!r} has several quotas: the Cython API takes limiters with one")
         return self._engine
 
     def __len__(self) -> int:
@@ -595,7 +653,7 @@ class _Closed:
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise LimiterClosedError(f"limiter {self.name!r} is closed")
 
-    allow = check = peek = allow_many = reset = clear = evict = stats = _refuse
+    allow = check = peek = allow_many = reset = clear = evict = stats = give_back = _refuse
     __len__ = __contains__ = _verify = _fingerprint = _refuse
 
     def close(self) -> None:
