@@ -88,8 +88,8 @@ def test_every_name_of_a_unit_in_any_case(names: str, seconds: int) -> None:
         ("five/minute", "'five' is no whole number"),
         ("\u0665/minute", "is no whole number"),  # an Arabic five: a digit, but not of the grammar
         ("5_0/minute", "is no whole number"),
-        ("10/second; 1000/hour", "several quotas per limiter are still to come"),
-        ("10/second, 1000/hour", "several quotas per limiter are still to come"),
+        ("10/second; 1000/hour", "holds several quotas: give one, or use parse_all"),
+        ("10/second, 1000/hour", "holds several quotas: give one, or use parse_all"),
         ("0/minute", "limit must be from 1 to 2047, not 0"),
         ("2048/minute", "the wide slot, which is still to come"),
         ("16777217/minute", "limit must be from 1 to 2047"),
