@@ -1,0 +1,359 @@
+"""Lines of waiters: who waits for a key of a limiter, in the order in which they came.
+
+A line is an `OrderedDict` of waiters: it begins and ends in no time, and a waiter leaves from its
+middle as cheaply. Each limiter that somebody waits for has one `Waits`, a dict of its lines; a line
+goes when its last waiter does.
+
+Only the first of a line asks the limiter, and it asks in its own thread or task, at the moment at
+which it can still say yes: a request is counted by the one who made it, while it is there, or not
+at all. So there is no grant on its way to somebody who has just been cancelled, and none to be
+given back. Who leaves, granted or not, sees to it that the next one looks: see `Waits.promote`.
+
+`peek` comes before `check`: a request that waits is not a denied one. Telemetry is not told of it,
+and a penalty for those who keep knocking does not hit those who stand in line.
+
+This module knows no kind of waiter: threads stand in `waiting`, asyncio's tasks in `tasks`, all
+other tasks in `anyio`. They may stand in one line.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from itertools import islice
+from operator import index
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from nanolimit.clock import CLOCK_END_NS, NS_PER_SECOND, ManualClock, nanoseconds, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nanolimit._core import Decision
+    from nanolimit.limiter import Key, RateLimiter
+
+    Line = OrderedDict["Waiter", None]
+
+# All there are: for the child of a fork, which has none of their waiters, and for loops that close.
+_all: weakref.WeakSet[Waits] = weakref.WeakSet()
+# Reentrant, like every lock of the face: a signal handler may do what is just being done.
+_making = threading.RLock()
+
+
+def _forget_waiters() -> None:
+    """Renew what a fork may have torn. The threads that waited are the parent's."""
+    global _making
+    _making = threading.RLock()
+    for waits in list(_all):
+        waits.lock = threading.RLock()
+        waits.lines = {}
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_forget_waiters)
+
+
+class Waits:
+    """All who wait for one limiter: a line for each key that somebody waits for.
+
+    The limiter holds it, and it does not hold the limiter. Its lock is held for a few steps only,
+    and never while the limiter is asked, which may run somebody's clock or telemetry handlers.
+    """
+
+    __slots__ = ("__weakref__", "clock", "closed", "lines", "lock")
+
+    lines: dict[int, Line]
+
+    def __init__(self, clock: object) -> None:
+        # A clock that says when it moves: nobody needs a timer then.
+        self.clock = clock if isinstance(clock, ManualClock) else None
+        self.closed = False
+        self.lines = {}
+        self.lock = threading.RLock()
+
+    def enter(self, waiter: Waiter) -> None:
+        """Stand behind all who wait for the same key."""
+        with self.lock:
+            while True:
+                line = self.lines.get(waiter.place)
+                last = next(reversed(line)) if line else None
+                # A loop that is closed wakes nobody any more. Its own tasks are lost with it, but
+                # others must not wait behind them. If it is closed already, they are gone now.
+                if last is None or last.loop is waiter.loop or last.is_looked_after():
+                    break
+            if line is None:
+                line = self.lines[waiter.place] = OrderedDict()
+                if self.clock is not None:
+                    self.clock._watch(self)
+            line[waiter] = None
+
+    def turn(self, waiter: Waiter) -> bool:
+        """Say whether the waiter may ask the limiter. From now on it is woken anew."""
+        with self.lock:
+            waiter.awake = False
+            if self.closed:
+                return True  # the limiter says so
+            line = self.lines.get(waiter.place)
+            return not line or next(iter(line)) is waiter or waiter not in line
+
+    def leave(self, waiter: Waiter, near: object, again: bool = False) -> None:
+        """Give the place back; if it was the first, see to it that the next one looks.
+
+        `near` is the loop that runs in this thread. Leaving twice is fine; a signal may have
+        interrupted the first time, so that the second one has to promote in any case: `again`.
+        """
+        with self.lock:
+            line = self.lines.get(waiter.place)
+            if line is None:
+                return
+            was_first = again or (bool(line) and next(iter(line)) is waiter)
+            line.pop(waiter, None)
+            if not line:
+                self._end(waiter.place)
+                return
+        if was_first:
+            self.promote(line, near)
+
+    def _end(self, place: int) -> None:
+        """Delete a line that nobody stands in. The lock is held."""
+        del self.lines[place]
+        if self.clock is not None and not self.lines:
+            self.clock._unwatch(self)
+
+    def promote(self, line: Line, near: object) -> None:
+        """Do for the first of a line what it needs, unless it is about to look by itself.
+
+        If it stands in the loop that runs here, it is asked in its stead what it would be told:
+        either it must sleep on, and gets its timer, without a switch to its task; or it is woken,
+        and at once with it all behind it who fit as well. They run in that order, each as the
+        first when its turn comes, and each asks for itself.
+
+        A waiter elsewhere is woken, and looks.
+        """
+        while True:
+            with self.lock:
+                heir = next(iter(line), None)
+                if heir is None or heir.awake:
+                    return
+                if near is None or heir.loop is not near:
+                    if heir.wake():
+                        return
+                    line.pop(heir, None)  # its loop is closed
+                    if not line and self.lines.get(heir.place) is line:
+                        self._end(heir.place)
+                    continue
+            room = heir.cost
+            try:
+                decision = heir.limiter.peek(heir.key, heir.cost)
+            except Exception:
+                pass  # it will meet the same when it looks, and tell those who wait for it
+            else:
+                if not decision.allowed:
+                    with self.lock:
+                        if self.clock is None and not heir.awake:
+                            heir.arm(decision.retry_after)
+                    return
+                room = max(room, decision.remaining)
+            with self.lock:
+                for waiter in tuple(islice(line, room)):
+                    if waiter.loop is not near or waiter.cost > room:
+                        break
+                    room -= waiter.cost
+                    if not waiter.awake:
+                        waiter.awake = True
+                        waiter.rouse()
+            return
+
+    def is_awaited(self, place: int) -> bool:
+        """Say whether somebody waits for that key."""
+        return bool(self.lines.get(place))
+
+    def clock_moved(self) -> None:
+        """Wake the first of each line, and those whose time is up."""
+        with self.lock:
+            clock = self.clock
+            if clock is None:
+                return
+            now_ns = clock.now_ns()
+            for line in list(self.lines.values()):
+                first = next(iter(line), None)
+                for waiter in list(line):
+                    over_ns = waiter.over_ns
+                    if waiter is first or (over_ns is not None and over_ns <= now_ns):
+                        self._wake(waiter)
+
+    def close(self) -> None:
+        """Wake all: the limiter is closed, and each of them is told so."""
+        with self.lock:
+            self.closed = True
+            for line in list(self.lines.values()):
+                for waiter in list(line):
+                    self._wake(waiter)
+
+    def _wake(self, waiter: Waiter) -> None:
+        if not waiter.awake and not waiter.wake():
+            self.leave(waiter, None)
+
+    def forget(self, loop: object) -> None:
+        """Take the waiters of a loop out, which is closed."""
+        with self.lock:
+            gone = [w for line in self.lines.values() for w in line if w.loop is loop]
+        for waiter in gone:
+            self.leave(waiter, None)
+
+
+def forget_loop(loop: object) -> None:
+    """Take the waiters of a closed loop out of all lines."""
+    with _making:
+        everywhere = list(_all)
+    for waits in everywhere:
+        waits.forget(loop)
+
+
+def waits_of(limiter: RateLimiter) -> Waits:
+    """Return the limiter's lines, made now if nobody has waited for it before."""
+    waits = limiter._waits
+    if waits is None:
+        with _making:
+            waits = limiter._waits
+            if waits is None:
+                waits = Waits(limiter._clock)
+                _all.add(waits)
+                limiter._before_closing(waits)
+                limiter._waits = waits
+    return waits
+
+
+def checked_timeout(timeout: object) -> int | None:
+    """Return a time-out in nanoseconds, or None for none."""
+    if timeout is None:
+        return None
+    timeout_ns = nanoseconds("timeout", timeout)
+    if timeout_ns < 0:
+        raise ValueError(
+            f"timeout must be >= 0 seconds, or None to wait for ever, not {shown(timeout)}"
+        )
+    return min(timeout_ns, CLOCK_END_NS)  # 146 years
+
+
+def ask(limiter: RateLimiter, key: Key, cost: int) -> Decision:
+    """Count the request if it fits; if not, leave no trace of having asked."""
+    decision = limiter.peek(key, cost)
+    return limiter.check(key, cost) if decision.allowed else decision
+
+
+def at_once(limiter: RateLimiter, key: Key, cost: int) -> tuple[Decision, bool]:
+    """Ask for somebody who comes, unless others wait. What is known, and whether it was granted.
+
+    A cost of 0 overtakes nobody: it takes nothing.
+    """
+    decision = limiter.peek(key, cost)  # raises, if anything is wrong with key or cost
+    if not decision.allowed:
+        return decision, False
+    if cost == 0:
+        return decision, True
+    waits = limiter._waits
+    if waits is not None and waits.lines and waits.is_awaited(limiter._engine._fingerprint(key)):
+        return decision, False
+    decision = limiter.check(key, cost)
+    return decision, decision.allowed
+
+
+class Waiter:
+    """One request that waits. The kinds of waiter say how one sleeps and is woken.
+
+    `place` is the key's fingerprint: what the limiter takes for one key, stands in one line.
+    """
+
+    __slots__ = (
+        "awake", "cost", "decision", "granted", "key", "limiter", "over_ns", "over_s", "pause_s",
+        "place", "stale", "waits",
+    )  # fmt: skip
+
+    #: What wakes it: an asyncio loop, or its like; None for a thread.
+    loop: object = None
+
+    def __init__(
+        self,
+        limiter: RateLimiter,
+        key: Key,
+        cost: int,
+        timeout_ns: int | None,
+        decision: Decision,
+    ) -> None:
+        self.limiter = limiter
+        self.key = key
+        self.cost = index(cost)
+        self.place = limiter._engine._fingerprint(key)
+        self.waits = waits = waits_of(limiter)
+        #: Its turn is coming by itself: it need not be woken.
+        self.awake = False
+        #: What the limiter said last; an old answer is not asked for twice. With a clock that may
+        #: have moved since, it is asked again.
+        self.decision = decision
+        self.stale = waits.clock is not None
+        self.granted = False
+        #: Seconds until it looks again; None: when it is woken.
+        self.pause_s: float | None = None
+        #: When its time is up, in the limiter's own clock or in the system's.
+        self.over_ns: int | None = None
+        self.over_s: float | None = None
+        if timeout_ns is not None:
+            if waits.clock is not None:
+                self.over_ns = waits.clock.now_ns() + timeout_ns
+            else:
+                self.over_s = monotonic() + timeout_ns / NS_PER_SECOND
+
+    def look(self) -> bool:
+        """Ask, if it is this one's turn. True: it is over, granted or not. Else `pause_s` is set.
+
+        At the last moment it asks first and gives up then: what fits just in time is granted.
+        """
+        first = self.waits.turn(self)
+        if first and (self.stale or self.decision.allowed):
+            self.decision = ask(self.limiter, self.key, self.cost)
+            if self.decision.allowed:
+                self.granted = True
+                return True
+        self.stale = True
+        clock = self.waits.clock
+        self.pause_s = None
+        if clock is not None:
+            over = self.over_ns is not None and clock.now_ns() >= self.over_ns
+        else:
+            if first:
+                self.pause_s = self.decision.retry_after
+            over = False
+            if self.over_s is not None:
+                left_s = self.over_s - monotonic()
+                over = left_s <= 0
+                if self.pause_s is None or left_s < self.pause_s:
+                    self.pause_s = left_s
+        if over and not first:
+            self.decision = self.limiter.peek(self.key, self.cost)
+        return over
+
+    def wake(self) -> bool:
+        """Wake it from any thread; the lock is held. False: its loop is closed."""
+        raise NotImplementedError
+
+    def rouse(self) -> None:
+        """Wake it in the thread of its loop."""
+        raise NotImplementedError
+
+    def arm(self, pause_s: float) -> None:
+        """Have it woken after so many seconds. It sleeps, in the loop that runs in this thread."""
+        raise NotImplementedError
+
+    def is_looked_after(self) -> bool:
+        """See to it that it leaves when its loop is closed. False: it had to leave just now."""
+        return True
+
+
+def closing(waits: Waits, close: Callable[[], None]) -> None:
+    """Close a limiter, and tell those who wait for it."""
+    close()
+    waits.close()

@@ -1,0 +1,145 @@
+"""Waiting in asyncio's tasks.
+
+The first of a line has one timer of its loop; those behind it have none, but for a time-out of
+their own. When the first is granted, the next is given its timer or woken in the same step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from nanolimit.line import Waiter, at_once, checked_timeout, forget_loop
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from nanolimit._core import Decision
+    from nanolimit.limiter import Key, RateLimiter
+
+_running_loop = asyncio._get_running_loop
+
+# As good as never, for a timer.
+_FAR_S = 10 * 365 * 86_400.0
+_looked_after: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+
+
+class TaskWaiter(Waiter):
+    """A task of asyncio that waits."""
+
+    __slots__ = ("alarm", "future", "loop")
+
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[None] | None
+    alarm: asyncio.TimerHandle | None
+
+    def rouse(self) -> None:
+        future = self.future
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    def wake(self) -> bool:
+        self.awake = True
+        try:
+            self.loop.call_soon_threadsafe(self.rouse)
+        except RuntimeError:  # closed
+            return False
+        return True
+
+    def arm(self, pause_s: float) -> None:
+        if self.alarm is not None:  # for its time-out
+            self.alarm.cancel()
+        if self.over_s is not None:
+            pause_s = min(pause_s, self.over_s - monotonic())
+        self.alarm = self.loop.call_later(pause_s, self.rouse)
+
+    def is_looked_after(self) -> bool:
+        loop = self.loop
+        if not loop.is_closed():
+            if loop in _looked_after:
+                return True
+            bell = _Bell(loop)
+            try:
+                loop.call_soon_threadsafe(_hang, loop, bell)
+            except RuntimeError:  # closed just now
+                bell.loop = None
+            else:
+                _looked_after.add(loop)
+                return True
+        self.waits.forget(loop)
+        return False
+
+
+class _Bell:
+    """Rings when its loop is closed, which nothing else tells.
+
+    It hangs on a timer that never goes off, and goes when the loop drops its timers: closing does.
+    There is one in each loop in which a task has waited with a stranger behind it.
+    """
+
+    __slots__ = ("loop",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.loop = loop
+
+    def __call__(self) -> None:
+        if self.loop is not None:
+            _hang(self.loop, self)
+
+    def __del__(self) -> None:
+        if self.loop is not None:
+            forget_loop(self.loop)
+
+
+def _hang(loop: asyncio.AbstractEventLoop, bell: _Bell) -> None:
+    loop.call_later(_FAR_S, bell)
+
+
+async def wait(
+    limiter: RateLimiter, key: Key, cost: int, timeout: float | timedelta | None
+) -> tuple[Decision, bool]:
+    """Wait for the request to fit. What was decided last, and whether it was granted."""
+    timeout_ns = checked_timeout(timeout)
+    decision, granted = at_once(limiter, key, cost)
+    if granted:
+        return decision, True
+    loop = _running_loop()
+    # Trio can be a guest in asyncio's loop: then that runs, but no task of it.
+    if loop is None or asyncio.current_task(loop) is None:
+        from nanolimit import anyio
+
+        return await anyio.wait(limiter, key, cost, timeout_ns, decision)
+    waiter = TaskWaiter(limiter, key, cost, timeout_ns, decision)
+    waiter.loop = loop
+    waiter.future = waiter.alarm = None
+    waits = waiter.waits
+    try:
+        waits.enter(waiter)
+        while not waiter.look():
+            waiter.future = future = loop.create_future()
+            if waiter.pause_s is not None:
+                waiter.alarm = loop.call_later(waiter.pause_s, waiter.rouse)
+            await future
+            if waiter.alarm is not None:
+                waiter.alarm.cancel()
+                waiter.alarm = None
+        return waiter.decision, waiter.granted
+    finally:
+        if waiter.alarm is not None:
+            waiter.alarm.cancel()
+        # Whoever closes a coroutine that was forgotten may do it in another thread.
+        near = _running_loop()
+        try:
+            waits.leave(waiter, near)
+        except BaseException:  # a signal handler raised in the middle of it
+            waits.leave(waiter, near, again=True)
+            raise
+
+
+async def acquire(
+    limiter: RateLimiter, key: Key, cost: int, timeout: float | timedelta | None
+) -> bool:
+    """See `RateLimiter.acquire_async`."""
+    return (await wait(limiter, key, cost, timeout))[1]
