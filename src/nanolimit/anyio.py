@@ -62,7 +62,7 @@ async def wait(
     finally:
         # To trio's tasks it says nothing of the loop it runs in: the next one is woken, and looks.
         try:
-            waits.leave(waiter, None)
+            waits.leave(waiter)
         except BaseException:  # a signal handler raised in the middle of it
-            waits.leave(waiter, None, again=True)
+            waits.leave(waiter, again=True)
             raise

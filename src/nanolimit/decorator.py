@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
     R = TypeVar("R")
-    D = TypeVar("D")
+    D = TypeVar("D", covariant=True)
 
     class LimitedOr(Protocol, Generic[D]):
         """The decorator where `on_denied` answers a denied call: with its result, or awaited."""
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
         ) -> Callable[P, Coroutine[Any, Any, R | D]]: ...
         @overload
         def __call__(self, function: Callable[P, R], /) -> Callable[P, R | D]: ...
+
+
+def _decide(
+    limiter: RateLimiter, key: Key, cost: int, timeout: float | timedelta | None
+) -> tuple[Decision, bool]:
+    """Decide at once, where others would wait."""
+    decision = limiter.check(key, cost)
+    return decision, decision.allowed
 
 
 class Limited:
@@ -67,21 +75,23 @@ class Limited:
 
     def __call__(self, function: Callable[P, R], /) -> Callable[P, R]:
         """Return the function with the limit around it."""
-        if isinstance(function, (classmethod, staticmethod)):
-            raise TypeError(f"@limit must stand below @{type(function).__name__}, not above it")
-        if inspect.isclass(function) or not callable(function):
-            what = "a class" if inspect.isclass(function) else type(function).__name__
+        found: Any = function  # whatever the types say
+        if isinstance(found, (classmethod, staticmethod)):
+            raise TypeError(f"@limit must stand below @{type(found).__name__}, not above it")
+        if inspect.isclass(found) or not callable(found):
+            what = "a class" if inspect.isclass(found) else type(found).__name__
             raise TypeError(f"@limit decorates a function, not {what}")
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
             raise TypeError(
-                f"@limit decorates no generator, as {function.__name__} is: it is not clear which "
-                f"of its steps is the request. Use limiter.slot(key) where that is made"
+                f"@limit decorates no generator, as {found.__name__} is: it is not clear which of "
+                f"its steps is the request. Use limiter.slot(key) where that is made"
             )
-        ask = self._asker(function)
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(type(function), "__call__", None)  # noqa: B004
+        ask = self._asker(found)
+        if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(
+            getattr(type(found), "__call__", None)  # noqa: B004
         ):
-            return self._around_coroutine(function, ask)  # type: ignore[return-value]
+            around: Any = self._around_coroutine(found, ask)
+            return around  # type: ignore[no-any-return]
         return self._around(function, ask)
 
     def _asker(self, function: Callable[..., Any]) -> Callable[..., tuple[Key, int]]:
@@ -107,23 +117,16 @@ class Limited:
         self, function: Callable[P, R], ask: Callable[..., tuple[Key, int]]
     ) -> Callable[P, R]:
         limiter, on_denied, timeout = self._limiter, self._on_denied, self._timeout
-        decide: Callable[[Key, int], tuple[Decision, bool]]
+
         if self._wait:
-            from nanolimit.waiting import wait
-
-            def decide(key: Key, cost: int) -> tuple[Decision, bool]:
-                return wait(limiter, key, cost, timeout)
-
+            from nanolimit.waiting import wait as decide
         else:
-
-            def decide(key: Key, cost: int) -> tuple[Decision, bool]:
-                decision = limiter.check(key, cost)
-                return decision, decision.allowed
+            decide = _decide
 
         @functools.wraps(function)
         def limited(*args: P.args, **kwargs: P.kwargs) -> R:
             key, cost = ask(args, kwargs)
-            decision, granted = decide(key, cost)
+            decision, granted = decide(limiter, key, cost, timeout)
             if granted:
                 return function(*args, **kwargs)
             if on_denied is None:
@@ -134,7 +137,7 @@ class Limited:
 
     def _around_coroutine(
         self,
-        function: Callable[..., Coroutine[Any, Any, Any]],
+        function: Callable[..., Any],
         ask: Callable[..., tuple[Key, int]],
     ) -> Callable[..., Coroutine[Any, Any, Any]]:
         limiter, on_denied, timeout = self._limiter, self._on_denied, self._timeout

@@ -519,9 +519,9 @@ class RateLimiter(Verbs):
             ValueError: As `allow`; or `timeout` is negative, NaN or infinite.
             LimiterClosedError: The limiter is closed, or was while this one waited.
         """
-        from nanolimit.waiting import acquire
+        import nanolimit.waiting as waiting  # `from` would take three times as long
 
-        return acquire(self, key, cost, timeout)
+        return waiting.acquire(self, key, cost, timeout)
 
     def acquire_async(
         self, key: Key, cost: int = 1, timeout: float | timedelta | None = None
@@ -534,9 +534,9 @@ class RateLimiter(Verbs):
 
         Trio needs the extra ``nanolimit[anyio]``.
         """
-        from nanolimit.tasks import acquire
+        import nanolimit.tasks as tasks
 
-        return acquire(self, key, cost, timeout)
+        return tasks.acquire(self, key, cost, timeout)
 
     def slot(self, key: Key, cost: int = 1, timeout: float | timedelta | None = None) -> Slot:
         """Return what waits where a block begins: ``with limiter.slot(key):``, or ``async with``.
@@ -555,6 +555,7 @@ class RateLimiter(Verbs):
     @overload
     def limit(
         self,
+        /,
         *,
         key: Key | Callable[..., Key] | None = None,
         cost: int | Callable[..., int] = 1,
@@ -565,6 +566,7 @@ class RateLimiter(Verbs):
     @overload
     def limit(
         self,
+        /,
         *,
         key: Key | Callable[..., Key] | None = None,
         cost: int | Callable[..., int] = 1,

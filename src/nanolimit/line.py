@@ -25,7 +25,7 @@ from collections import OrderedDict
 from itertools import islice
 from operator import index
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nanolimit.clock import CLOCK_END_NS, NS_PER_SECOND, ManualClock, nanoseconds, shown
 
@@ -56,6 +56,10 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_forget_waiters)
 
 
+def _no_loop() -> None:
+    """Tell of no loop: in a thread's own name, or in somebody else's."""
+
+
 class Waits:
     """All who wait for one limiter: a line for each key that somebody waits for.
 
@@ -76,52 +80,43 @@ class Waits:
 
     def enter(self, waiter: Waiter) -> None:
         """Stand behind all who wait for the same key."""
+        place = waiter.place
         with self.lock:
-            while True:
-                line = self.lines.get(waiter.place)
-                last = next(reversed(line)) if line else None
+            while line := self.lines.get(place):
+                last = next(reversed(line))
                 # A loop that is closed wakes nobody any more. Its own tasks are lost with it, but
                 # others must not wait behind them. If it is closed already, they are gone now.
-                if last is None or last.loop is waiter.loop or last.is_looked_after():
+                if last.loop is waiter.loop or last.is_looked_after():
                     break
             if line is None:
-                line = self.lines[waiter.place] = OrderedDict()
+                line = self.lines[place] = OrderedDict()
                 if self.clock is not None:
                     self.clock._watch(self)
+                waiter.first = True
             line[waiter] = None
 
-    def turn(self, waiter: Waiter) -> bool:
-        """Say whether the waiter may ask the limiter. From now on it is woken anew."""
-        with self.lock:
-            waiter.awake = False
-            if self.closed:
-                return True  # the limiter says so
-            line = self.lines.get(waiter.place)
-            return not line or next(iter(line)) is waiter or waiter not in line
-
-    def leave(self, waiter: Waiter, near: object, again: bool = False) -> None:
+    def leave(
+        self, waiter: Waiter, running: Callable[[], object] = _no_loop, again: bool = False
+    ) -> None:
         """Give the place back; if it was the first, see to it that the next one looks.
 
-        `near` is the loop that runs in this thread. Leaving twice is fine; a signal may have
+        `running` tells the loop that runs in this thread. Leaving twice is fine; a signal may have
         interrupted the first time, so that the second one has to promote in any case: `again`.
         """
+        place = waiter.place
         with self.lock:
-            line = self.lines.get(waiter.place)
+            line = self.lines.get(place)
             if line is None:
                 return
-            was_first = again or (bool(line) and next(iter(line)) is waiter)
+            was_first = again or next(iter(line), None) is waiter
             line.pop(waiter, None)
             if not line:
-                self._end(waiter.place)
+                del self.lines[place]
+                if self.clock is not None and not self.lines:
+                    self.clock._unwatch(self)
                 return
         if was_first:
-            self.promote(line, near)
-
-    def _end(self, place: int) -> None:
-        """Delete a line that nobody stands in. The lock is held."""
-        del self.lines[place]
-        if self.clock is not None and not self.lines:
-            self.clock._unwatch(self)
+            self.promote(line, running())
 
     def promote(self, line: Line, near: object) -> None:
         """Do for the first of a line what it needs, unless it is about to look by itself.
@@ -143,7 +138,7 @@ class Waits:
                         return
                     line.pop(heir, None)  # its loop is closed
                     if not line and self.lines.get(heir.place) is line:
-                        self._end(heir.place)
+                        self.leave(heir)
                     continue
             room = heir.cost
             try:
@@ -191,18 +186,20 @@ class Waits:
             self.closed = True
             for line in list(self.lines.values()):
                 for waiter in list(line):
-                    self._wake(waiter)
+                    # Even who is awake: it may have looked before the limiter was closed.
+                    if not waiter.wake():
+                        self.leave(waiter)
 
     def _wake(self, waiter: Waiter) -> None:
         if not waiter.awake and not waiter.wake():
-            self.leave(waiter, None)
+            self.leave(waiter)
 
     def forget(self, loop: object) -> None:
         """Take the waiters of a loop out, which is closed."""
         with self.lock:
             gone = [w for line in self.lines.values() for w in line if w.loop is loop]
         for waiter in gone:
-            self.leave(waiter, None)
+            self.leave(waiter)
 
 
 def forget_loop(loop: object) -> None:
@@ -239,12 +236,6 @@ def checked_timeout(timeout: object) -> int | None:
     return min(timeout_ns, CLOCK_END_NS)  # 146 years
 
 
-def ask(limiter: RateLimiter, key: Key, cost: int) -> Decision:
-    """Count the request if it fits; if not, leave no trace of having asked."""
-    decision = limiter.peek(key, cost)
-    return limiter.check(key, cost) if decision.allowed else decision
-
-
 def at_once(limiter: RateLimiter, key: Key, cost: int) -> tuple[Decision, bool]:
     """Ask for somebody who comes, unless others wait. What is known, and whether it was granted.
 
@@ -269,12 +260,12 @@ class Waiter:
     """
 
     __slots__ = (
-        "awake", "cost", "decision", "granted", "key", "limiter", "over_ns", "over_s", "pause_s",
-        "place", "stale", "waits",
+        "awake", "cost", "decision", "first", "granted", "key", "limiter", "over_ns", "over_s",
+        "pause_s", "place", "stale", "waits",
     )  # fmt: skip
 
     #: What wakes it: an asyncio loop, or its like; None for a thread.
-    loop: object = None
+    loop: Any = None
 
     def __init__(
         self,
@@ -291,6 +282,8 @@ class Waiter:
         self.waits = waits = waits_of(limiter)
         #: Its turn is coming by itself: it need not be woken.
         self.awake = False
+        #: It stands first, for certain.
+        self.first = False
         #: What the limiter said last; an old answer is not asked for twice. With a clock that may
         #: have moved since, it is asked again.
         self.decision = decision
@@ -312,26 +305,43 @@ class Waiter:
 
         At the last moment it asks first and gives up then: what fits just in time is granted.
         """
-        first = self.waits.turn(self)
-        if first and (self.stale or self.decision.allowed):
-            self.decision = ask(self.limiter, self.key, self.cost)
-            if self.decision.allowed:
+        waits = self.waits
+        clock = waits.clock
+        first = self.first
+        if not first:
+            with waits.lock:
+                self.awake = False  # from now on it is woken anew
+                line = waits.lines.get(self.place)
+                # A waiter that stands in no line was forgotten by a fork: it asks for itself. If
+                # the limiter is closed, it says so.
+                first = not line or next(iter(line)) is self or self not in line or waits.closed
+        # Once first, it is so until it leaves: nobody overtakes it. Only a clock that wakes the
+        # first again and again must know that it is awake.
+        self.first = first and clock is None
+        decision = self.decision
+        if first and (self.stale or decision.allowed):
+            limiter = self.limiter
+            decision = limiter.peek(self.key, self.cost)
+            if decision.allowed:
+                decision = limiter.check(self.key, self.cost)
+            self.decision = decision
+            if decision.allowed:
                 self.granted = True
                 return True
         self.stale = True
-        clock = self.waits.clock
-        self.pause_s = None
+        pause_s = None
+        over = False
         if clock is not None:
             over = self.over_ns is not None and clock.now_ns() >= self.over_ns
         else:
             if first:
-                self.pause_s = self.decision.retry_after
-            over = False
+                pause_s = decision.retry_after
             if self.over_s is not None:
                 left_s = self.over_s - monotonic()
                 over = left_s <= 0
-                if self.pause_s is None or left_s < self.pause_s:
-                    self.pause_s = left_s
+                if pause_s is None or left_s < pause_s:
+                    pause_s = left_s
+        self.pause_s = pause_s
         if over and not first:
             self.decision = self.limiter.peek(self.key, self.cost)
         return over

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import weakref
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nanolimit.line import Waiter, at_once, checked_timeout, forget_loop
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from datetime import timedelta
 
     from nanolimit._core import Decision
     from nanolimit.limiter import Key, RateLimiter
 
 _running_loop = asyncio._get_running_loop
+_current_task = asyncio.current_task
 
 # As good as never, for a timer.
 _FAR_S = 10 * 365 * 86_400.0
@@ -31,13 +33,19 @@ class TaskWaiter(Waiter):
 
     __slots__ = ("alarm", "future", "loop")
 
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[None] | None
+    loop: Any  # the asyncio.AbstractEventLoop that it runs in
+    future: asyncio.Future[None]
     alarm: asyncio.TimerHandle | None
+
+    def ring(self) -> None:
+        """Wake it because it is time."""
+        self.alarm = None  # to cancel one that went off costs as much as a timer
+        if not self.future.done():
+            self.future.set_result(None)
 
     def rouse(self) -> None:
         future = self.future
-        if future is not None and not future.done():
+        if not future.done():
             future.set_result(None)
 
     def wake(self) -> bool:
@@ -53,7 +61,7 @@ class TaskWaiter(Waiter):
             self.alarm.cancel()
         if self.over_s is not None:
             pause_s = min(pause_s, self.over_s - monotonic())
-        self.alarm = self.loop.call_later(pause_s, self.rouse)
+        self.alarm = self.loop.call_at(self.loop.time() + pause_s, self.ring)
 
     def is_looked_after(self) -> bool:
         loop = self.loop
@@ -97,49 +105,63 @@ def _hang(loop: asyncio.AbstractEventLoop, bell: _Bell) -> None:
     loop.call_later(_FAR_S, bell)
 
 
-async def wait(
-    limiter: RateLimiter, key: Key, cost: int, timeout: float | timedelta | None
-) -> tuple[Decision, bool]:
-    """Wait for the request to fit. What was decided last, and whether it was granted."""
-    timeout_ns = checked_timeout(timeout)
+async def _wait(
+    limiter: RateLimiter,
+    key: Key,
+    cost: int,
+    timeout: float | timedelta | None,
+    whole: bool,
+) -> Any:
+    """Wait for the request to fit. Was it granted, or the `whole`: and what was decided last?
+
+    One coroutine for both, because each one around it costs at every wake-up.
+    """
+    timeout_ns = None if timeout is None else checked_timeout(timeout)
     decision, granted = at_once(limiter, key, cost)
     if granted:
-        return decision, True
+        return (decision, True) if whole else True
     loop = _running_loop()
     # Trio can be a guest in asyncio's loop: then that runs, but no task of it.
-    if loop is None or asyncio.current_task(loop) is None:
+    if loop is None or _current_task(loop) is None:
         from nanolimit import anyio
 
-        return await anyio.wait(limiter, key, cost, timeout_ns, decision)
+        decision, granted = await anyio.wait(limiter, key, cost, timeout_ns, decision)
+        return (decision, granted) if whole else granted
     waiter = TaskWaiter(limiter, key, cost, timeout_ns, decision)
     waiter.loop = loop
-    waiter.future = waiter.alarm = None
+    waiter.alarm = None
     waits = waiter.waits
     try:
         waits.enter(waiter)
         while not waiter.look():
-            waiter.future = future = loop.create_future()
             if waiter.pause_s is not None:
-                waiter.alarm = loop.call_later(waiter.pause_s, waiter.rouse)
+                waiter.alarm = loop.call_at(loop.time() + waiter.pause_s, waiter.ring)
+            waiter.future = future = loop.create_future()
             await future
             if waiter.alarm is not None:
                 waiter.alarm.cancel()
                 waiter.alarm = None
-        return waiter.decision, waiter.granted
+        return (waiter.decision, waiter.granted) if whole else waiter.granted
     finally:
         if waiter.alarm is not None:
             waiter.alarm.cancel()
         # Whoever closes a coroutine that was forgotten may do it in another thread.
-        near = _running_loop()
         try:
-            waits.leave(waiter, near)
+            waits.leave(waiter, _running_loop)
         except BaseException:  # a signal handler raised in the middle of it
-            waits.leave(waiter, near, again=True)
+            waits.leave(waiter, _running_loop, again=True)
             raise
 
 
-async def acquire(
+def wait(
     limiter: RateLimiter, key: Key, cost: int, timeout: float | timedelta | None
-) -> bool:
+) -> Coroutine[Any, Any, tuple[Decision, bool]]:
+    """Wait for the request to fit. What was decided last, and whether it was granted."""
+    return _wait(limiter, key, cost, timeout, True)
+
+
+def acquire(
+    limiter: RateLimiter, key: Key, cost: int, timeout: float | timedelta | None
+) -> Coroutine[Any, Any, bool]:
     """See `RateLimiter.acquire_async`."""
-    return (await wait(limiter, key, cost, timeout))[1]
+    return _wait(limiter, key, cost, timeout, False)

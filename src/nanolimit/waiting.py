@@ -25,6 +25,8 @@ class ThreadWaiter(Waiter):
 
     __slots__ = ("gate",)
 
+    gate: threading.Lock
+
     def sleep(self) -> None:
         """Sleep until woken, or for `pause_s`. A signal handler runs meanwhile, and may raise."""
         if self.pause_s is None:
@@ -44,7 +46,7 @@ def wait(
     limiter: RateLimiter, key: Key, cost: int, timeout: float | timedelta | None
 ) -> tuple[Decision, bool]:
     """Wait for the request to fit. What was decided last, and whether it was granted."""
-    timeout_ns = checked_timeout(timeout)
+    timeout_ns = None if timeout is None else checked_timeout(timeout)
     decision, granted = at_once(limiter, key, cost)
     if granted:
         return decision, True
@@ -59,9 +61,9 @@ def wait(
         return waiter.decision, waiter.granted
     finally:
         try:
-            waits.leave(waiter, None)
+            waits.leave(waiter)
         except BaseException:  # a signal handler raised in the middle of it
-            waits.leave(waiter, None, again=True)
+            waits.leave(waiter, again=True)
             raise
 
 
