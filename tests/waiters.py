@@ -22,7 +22,10 @@ def until(happened: Callable[[], bool]) -> None:
 
 def waiting(limiter: RateLimiter) -> int:
     """How many wait for the limiter, all keys together."""
-    return 0 if limiter._waits is None else sum(map(len, limiter._waits.lines.values()))
+    if limiter._waits is None:
+        return 0
+    with limiter._waits.lock:
+        return sum(map(len, limiter._waits.lines.values()))
 
 
 def lines(limiter: RateLimiter) -> int:

@@ -82,12 +82,7 @@ class Waits:
         """Stand behind all who wait for the same key."""
         place = waiter.place
         with self.lock:
-            while line := self.lines.get(place):
-                last = next(reversed(line))
-                # A loop that is closed wakes nobody any more. Its own tasks are lost with it, but
-                # others must not wait behind them. If it is closed already, they are gone now.
-                if last.loop is waiter.loop or last.is_looked_after():
-                    break
+            line = self.lines.get(place)
             if line is None:
                 line = self.lines[place] = OrderedDict()
                 if self.clock is not None:
@@ -357,10 +352,6 @@ class Waiter:
     def arm(self, pause_s: float) -> None:
         """Have it woken after so many seconds. It sleeps, in the loop that runs in this thread."""
         raise NotImplementedError
-
-    def is_looked_after(self) -> bool:
-        """See to it that it leaves when its loop is closed. False: it had to leave just now."""
-        return True
 
 
 def closing(waits: Waits, close: Callable[[], None]) -> None:

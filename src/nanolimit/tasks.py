@@ -7,14 +7,14 @@ their own. When the first is granted, the next is given its timer or woken in th
 from __future__ import annotations
 
 import asyncio
-import weakref
+import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from nanolimit.line import Waiter, at_once, checked_timeout, forget_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from datetime import timedelta
 
     from nanolimit._core import Decision
@@ -25,7 +25,8 @@ _current_task = asyncio.current_task
 
 # As good as never, for a timer.
 _FAR_S = 10 * 365 * 86_400.0
-_looked_after: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+# The loops in which a task has waited, until they are closed.
+_have_bells: set[asyncio.AbstractEventLoop] = set()
 
 
 class TaskWaiter(Waiter):
@@ -63,46 +64,30 @@ class TaskWaiter(Waiter):
             pause_s = min(pause_s, self.over_s - monotonic())
         self.alarm = self.loop.call_at(self.loop.time() + pause_s, self.ring)
 
-    def is_looked_after(self) -> bool:
-        loop = self.loop
-        if not loop.is_closed():
-            if loop in _looked_after:
-                return True
-            bell = _Bell(loop)
-            try:
-                loop.call_soon_threadsafe(_hang, loop, bell)
-            except RuntimeError:  # closed just now
-                bell.loop = None
-            else:
-                _looked_after.add(loop)
-                return True
-        self.waits.forget(loop)
-        return False
-
 
 class _Bell:
     """Rings when its loop is closed, which nothing else tells.
 
-    It hangs on a timer that never goes off, and goes when the loop drops its timers: closing does.
-    There is one in each loop in which a task has waited with a stranger behind it.
+    A closed loop wakes nobody: its own tasks are lost with it, but others must not wait behind
+    them. The bell hangs on a timer that never goes off, and goes when the loop drops its timers:
+    closing does. It is made in the loop's own thread: on a free-threaded build the last reference
+    is soonest seen in the thread that made the object.
     """
 
     __slots__ = ("loop",)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        _have_bells.add(loop)
 
     def __call__(self) -> None:
-        if self.loop is not None:
-            _hang(self.loop, self)
+        self.loop.call_later(_FAR_S, self)
 
-    def __del__(self) -> None:
-        if self.loop is not None:
-            forget_loop(self.loop)
-
-
-def _hang(loop: asyncio.AbstractEventLoop, bell: _Bell) -> None:
-    loop.call_later(_FAR_S, bell)
+    def __del__(self, _at_the_end: Callable[[], bool] = sys.is_finalizing) -> None:
+        if _at_the_end():
+            return
+        _have_bells.discard(self.loop)
+        forget_loop(self.loop)
 
 
 async def _wait(
@@ -127,6 +112,8 @@ async def _wait(
 
         decision, granted = await anyio.wait(limiter, key, cost, timeout_ns, decision)
         return (decision, granted) if whole else granted
+    if loop not in _have_bells:
+        _Bell(loop)()
     waiter = TaskWaiter(limiter, key, cost, timeout_ns, decision)
     waiter.loop = loop
     waiter.alarm = None

@@ -19,7 +19,7 @@ import pytest
 
 from crew import Crew, run
 from nanolimit import LimiterClosedError, ManualClock, RateLimiter
-from waiters import PATIENCE_S, Waiting, lines, until, waiting
+from waiters import PATIENCE_S, Waiting, lines, until
 
 try:
     import trio
@@ -320,28 +320,31 @@ def test_a_forked_child_has_no_waiters() -> None:
     limiter = RateLimiter(1, per=0.2)
     limiter.acquire("user")
     crew = [Waiting(limiter, lambda: limiter.acquire("user")) for _ in range(3)]
-    stop = threading.Event()
+    held, done = threading.Event(), threading.Event()
+    waits = limiter._waits
+    assert waits is not None
 
-    def others() -> None:  # whose locks are held when the fork comes
-        while not stop.is_set():
-            limiter.acquire("other", timeout=0.001)
+    def hold() -> None:  # a lock that the child's only thread does not hold
+        with waits.lock:
+            held.set()
+            done.wait(PATIENCE_S)
 
-    load = threading.Thread(target=others)
-    load.start()
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(PATIENCE_S)
     try:
-        for _ in range(20):
-            pid = os.fork()
-            if pid == 0:
-                signal.alarm(30)
-                empty = waiting(limiter) == 0
-                served = limiter.acquire("user", timeout=10)
-                os._exit(0 if empty and served and lines(limiter) == 0 else 1)
-            _, status = os.waitpid(pid, 0)
-            assert os.WIFEXITED(status), "it hangs, or worse"
-            assert os.WEXITSTATUS(status) == 0
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(30)
+            empty = not waits.lines
+            served = limiter.acquire("user", timeout=10)
+            os._exit(0 if empty and served and not waits.lines else 1)
+        _, status = os.waitpid(pid, 0)
     finally:
-        stop.set()
-        load.join()
+        done.set()
+        holder.join()
+    assert os.WIFEXITED(status), "it hangs, or worse"
+    assert os.WEXITSTATUS(status) == 0
     assert [waiter.result() for waiter in crew] == [True] * 3
     until(lambda: lines(limiter) == 0)
 

@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -102,9 +103,7 @@ def test_a_small_request_does_not_overtake_a_large_one(manual: ManualClock) -> N
     assert limiter.peek("user").remaining == 0
 
 
-def test_who_does_not_wait_may_take_what_is_free(
-    limiter: RateLimiter, manual: ManualClock
-) -> None:
+def test_who_does_not_wait_may_take_what_is_free(limiter: RateLimiter, manual: ManualClock) -> None:
     waiter = Waiting(limiter, lambda: limiter.acquire("user"))
     limiter.reset("user")
     assert limiter.allow("user")
@@ -155,7 +154,7 @@ def test_a_waiting_key_delays_no_other(limiter: RateLimiter, manual: ManualClock
     assert waiter.result() is True
 
 
-@pytest.mark.parametrize("same", [(True, 1), (b"x" * 3, bytes(b"xxx")), (("a", 1), ("a", True))])
+@pytest.mark.parametrize("same", [(True, 1), (b"x" * 3, b"xxx"), (("a", 1), ("a", True))])
 def test_keys_that_count_together_stand_in_one_line(same: Any, manual: ManualClock) -> None:
     limiter = RateLimiter(1, per=60, clock=manual)
     one, two = same
@@ -315,7 +314,7 @@ def test_advance_without_waiters_knows_of_nobody(manual: ManualClock) -> None:
 def test_a_limiter_that_was_waited_for_is_forgotten_like_any_other(manual: ManualClock) -> None:
     limiter = RateLimiter(1, per=60, clock=manual)
     limiter.allow("user")
-    waiter = Waiting(limiter, lambda: limiter.acquire("user"))
+    waiter = Waiting(limiter, partial(limiter.acquire, "user"))
     manual.advance(60)
     waiter.result()
     gone = weakref.ref(limiter)
@@ -352,6 +351,44 @@ def test_it_sleeps_and_does_not_ask_again_and_again() -> None:
     assert len(asked) <= 3 * 3 + 6
 
 
+def test_a_clock_that_moves_before_one_has_lain_down(manual: ManualClock) -> None:
+    class Moving(RateLimiter):
+        def peek(self, key: Any, cost: int = 1) -> Any:
+            decision = super().peek(key, cost)
+            if not decision:
+                manual.advance(60)
+            return decision
+
+    limiter = Moving(1, per=60, clock=manual)
+    limiter.allow("user")
+    assert Waiting(limiter, lambda: limiter.acquire("user")).result() is True
+
+
+def test_a_signal_while_it_leaves(
+    limiter: RateLimiter, manual: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place is gone, and nobody was told yet: it must not end so."""
+    first = Waiting(limiter, lambda: limiter.acquire("user", timeout=10))
+    second = Waiting(limiter, lambda: limiter.acquire("user", timeout=70))
+    kind = type(limiter._waits)
+    promote = kind.promote
+    calls: list[int] = []
+
+    def interrupted(*args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        promote(*args)
+
+    monkeypatch.setattr(kind, "promote", interrupted)
+    manual.advance(10)
+    with pytest.raises(KeyboardInterrupt):
+        first.result()
+    assert len(calls) == 2
+    manual.advance(50)
+    assert second.result() is True
+
+
 def test_no_thread_is_started(limiter: RateLimiter, manual: ManualClock) -> None:
     before = threading.active_count()
     waiter = Waiting(limiter, lambda: limiter.acquire("user"))
@@ -379,9 +416,7 @@ print([name for name in ("asyncio", "anyio", "nanolimit.tasks") if name in sys.m
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_a_lower_limit_tells_who_can_never_pass(
-    manual: ManualClock, folder: object
-) -> None:
+def test_a_lower_limit_tells_who_can_never_pass(manual: ManualClock, folder: object) -> None:
     limiter = RateLimiter(3, per=60, clock=manual, shared="waiting")
     limiter.allow("user", 3)
     waiter = Waiting(limiter, lambda: limiter.acquire("user", 3))
