@@ -11,15 +11,8 @@ import pytest
 from subprocesses import run
 
 OPTIONAL = {
-    "anyio",
-    "click",
-    "rich",
-    "matplotlib",
-    "numpy",
-    "pytest",
-    "hypothesis",
-    "typing_extensions",
-}
+    "anyio", "click", "rich", "matplotlib", "numpy", "pytest", "hypothesis", "typing_extensions",
+}  # fmt: skip
 
 # Parts of the standard library that cost much to import or that do more than they seem to.
 HEAVY = {

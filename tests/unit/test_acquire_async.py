@@ -380,6 +380,26 @@ def test_a_task_that_is_forgotten_leaves(limiter: RateLimiter) -> None:
         waiter.result()
 
 
+def test_a_task_that_is_forgotten_does_not_touch_a_loop_of_another_thread() -> None:
+    limiter = RateLimiter(1, per=3_600)
+    limiter.allow("user")
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_debug(True)  # raises where a thread does what it must not
+        forgotten = limiter.acquire_async("user")
+        forgotten.send(None)
+        heir = asyncio.create_task(limiter.acquire_async("user"))
+        await settle()
+        await asyncio.to_thread(forgotten.close)
+        await settle()
+        assert waiting(limiter) == 1
+        heir.cancel()
+        await settle()
+
+    run(main())
+    assert lines(limiter) == 0
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_loop_that_closes_between_waking_and_running_jams_nobody(
     limiter: RateLimiter, manual: ManualClock
@@ -416,6 +436,20 @@ def test_only_the_first_has_a_timer() -> None:
 
     run(main())
     assert lines(limiter) == 0
+
+
+def test_timers_go_with_those_who_had_them() -> None:
+    limiter = RateLimiter(3, per=0.05)
+    limiter.allow("user", 3)
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        crew = [limiter.acquire_async("user", timeout=1_000) for _ in range(7)]
+        assert all(await asyncio.gather(*crew))
+        live = [handle for handle in loop._scheduled if not handle.cancelled()]
+        assert len(live) <= 2, "the bell, and the time-out around this test"
+
+    run(main())
 
 
 def test_a_manual_clock_needs_no_timer(limiter: RateLimiter) -> None:

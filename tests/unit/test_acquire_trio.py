@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -158,6 +159,26 @@ def test_under_anyio(backend: str, limiter: RateLimiter, manual: ManualClock) ->
         assert lines(limiter) == 0
 
     anyio.run(main, backend=backend)
+
+
+def test_as_a_guest_in_asyncio_s_loop() -> None:
+    limiter = RateLimiter(1, per=0.05)
+
+    async def guest() -> list[bool]:
+        return [await limiter.acquire_async("user") for _ in range(3)]
+
+    async def host() -> list[bool]:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Any] = loop.create_future()
+        trio.lowlevel.start_guest_run(
+            guest,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=done.set_result,
+        )
+        answers: list[bool] = (await done).unwrap()
+        return answers
+
+    assert asyncio.run(host()) == [True] * 3
 
 
 def test_without_anyio_the_error_names_the_extra() -> None:
