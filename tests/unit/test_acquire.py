@@ -329,6 +329,8 @@ def test_real_time_is_kept() -> None:
     assert [limiter.acquire("user") for _ in range(4)] == [True] * 4
     took_s = time.monotonic() - start
     assert 0.15 <= took_s < 0.15 + 1
+    limiter = RateLimiter(1, per=3_600)
+    limiter.allow("user")
     start = time.monotonic()
     assert limiter.acquire("user", timeout=0.01) is False
     assert time.monotonic() - start >= 0.01
