@@ -13,10 +13,10 @@ from nanolimit.line import Waiter
 try:
     from anyio import Event, move_on_after
     from anyio.lowlevel import current_token
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "waiting outside of asyncio needs anyio >= 4.11: pip install 'nanolimit[anyio]'"
-    ) from error
+    ) from _error
 
 if TYPE_CHECKING:
     from nanolimit._core import Decision

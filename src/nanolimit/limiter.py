@@ -570,7 +570,18 @@ class RateLimiter(Verbs):
         *,
         key: Key | Callable[..., Key] | None = None,
         cost: int | Callable[..., int] = 1,
-        on_denied: Callable[..., Coroutine[Any, Any, R]] | Callable[..., R],
+        on_denied: Callable[..., Coroutine[Any, Any, R]],
+        wait: bool = False,
+        timeout: float | timedelta | None = None,
+    ) -> LimitedOr[R]: ...
+    @overload
+    def limit(
+        self,
+        /,
+        *,
+        key: Key | Callable[..., Key] | None = None,
+        cost: int | Callable[..., int] = 1,
+        on_denied: Callable[..., R],
         wait: bool = False,
         timeout: float | timedelta | None = None,
     ) -> LimitedOr[R]: ...

@@ -69,10 +69,12 @@ class Waits:
 
     __slots__ = ("__weakref__", "clock", "closed", "lines", "lock")
 
+    clock: ManualClock | None  # one that says when it moves: nobody needs a timer then
+    closed: bool
     lines: dict[int, Line]
+    lock: threading.RLock
 
     def __init__(self, clock: object) -> None:
-        # A clock that says when it moves: nobody needs a timer then.
         self.clock = clock if isinstance(clock, ManualClock) else None
         self.closed = False
         self.lines = {}
@@ -259,6 +261,21 @@ class Waiter:
         "pause_s", "place", "stale", "waits",
     )  # fmt: skip
 
+    limiter: RateLimiter
+    key: Key
+    cost: int
+    place: int
+    waits: Waits
+    awake: bool  # its turn is coming by itself: it need not be woken
+    first: bool  # it stands first, for certain
+    decision: Decision  # what the limiter said last
+    stale: bool  # that has to be asked for again
+    granted: bool
+    pause_s: float | None  # until it looks again; None: when it is woken
+    # When its time is up, in the limiter's own clock or in the system's.
+    over_ns: int | None
+    over_s: float | None
+
     #: What wakes it: an asyncio loop, or its like; None for a thread.
     loop: Any = None
 
@@ -275,23 +292,15 @@ class Waiter:
         self.cost = index(cost)
         self.place = limiter._engine._fingerprint(key)
         self.waits = waits = waits_of(limiter)
-        #: Its turn is coming by itself: it need not be woken.
-        self.awake = False
-        #: It stands first, for certain.
-        self.first = False
-        #: What the limiter said last; an old answer is not asked for twice. With a clock that may
-        #: have moved since, it is asked again.
+        clock = waits.clock
+        self.awake = self.first = self.granted = False
+        # A clock of this kind may have moved since it was asked.
         self.decision = decision
-        self.stale = waits.clock is not None
-        self.granted = False
-        #: Seconds until it looks again; None: when it is woken.
-        self.pause_s: float | None = None
-        #: When its time is up, in the limiter's own clock or in the system's.
-        self.over_ns: int | None = None
-        self.over_s: float | None = None
+        self.stale = clock is not None
+        self.pause_s = self.over_ns = self.over_s = None
         if timeout_ns is not None:
-            if waits.clock is not None:
-                self.over_ns = waits.clock.now_ns() + timeout_ns
+            if clock is not None:
+                self.over_ns = clock.now_ns() + timeout_ns
             else:
                 self.over_s = monotonic() + timeout_ns / NS_PER_SECOND
 

@@ -93,12 +93,24 @@ def add(one: int, two: int = 2) -> str:
     return str(one + two)
 
 
-@limiter.limit(key=lambda name, size=1: name, cost=lambda name, size=1: size, wait=True, timeout=3)
+def by_name(name: str, size: int = 1) -> str:
+    return name
+
+
+def by_size(name: str, size: int = 1) -> int:
+    return size
+
+
+@limiter.limit(key=by_name, cost=by_size, wait=True, timeout=3)
 async def send(name: str, size: int = 1) -> float:
     return 1.5
 
 
-@limiter.limit(key="fixed", on_denied=lambda decision, name: None)
+def nothing(decision: Decision, name: str) -> None:
+    return None
+
+
+@limiter.limit(key="fixed", on_denied=nothing)
 def find(name: str) -> bytes:
     return b""
 
@@ -113,7 +125,12 @@ async def look(name: str) -> bytes:
 
 
 class Client:
-    @limiter.limit(key=lambda self, path: path)
+    name: str
+
+    def key(self, path: str) -> tuple[str, str]:
+        return self.name, path
+
+    @limiter.limit(key=key)
     def fetch(self, path: str) -> bytes:
         return b""
 
