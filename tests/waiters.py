@@ -25,7 +25,7 @@ def waiting(limiter: RateLimiter) -> int:
     if limiter._waits is None:
         return 0
     with limiter._waits.lock:
-        return sum(map(len, limiter._waits.lines.values()))
+        return sum(map(len, limiter._waits._lines()))
 
 
 def lines(limiter: RateLimiter) -> int:

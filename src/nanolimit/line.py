@@ -1,8 +1,10 @@
 """Lines of waiters: who waits for a key of a limiter, in the order in which they came.
 
-A line is an `OrderedDict` of waiters: it begins and ends in no time, and a waiter leaves from its
-middle as cheaply. Each limiter that somebody waits for has one `Waits`, a dict of its lines; a line
-goes when its last waiter does.
+A line is an `OrderedDict` of waiters: they enter at its end and leave from anywhere in no time, and
+each of these steps is one that no signal can interrupt. Who waits alone is the line: ten thousand
+keys with one waiter each then take less memory, which is less time as well. Each
+limiter that somebody waits for has one `Waits`, a dict of its lines; a line goes when its last
+waiter does.
 
 Only the first of a line asks the limiter, and it asks in its own thread or task, at the moment at
 which it can still say yes: a request is counted by the one who made it, while it is there, or not
@@ -71,7 +73,7 @@ class Waits:
 
     clock: ManualClock | None  # one that says when it moves: nobody needs a timer then
     closed: bool
-    lines: dict[int, Line]
+    lines: dict[int, Line | Waiter]
     lock: threading.RLock
 
     def __init__(self, clock: object) -> None:
@@ -86,11 +88,14 @@ class Waits:
         with self.lock:
             line = self.lines.get(place)
             if line is None:
-                line = self.lines[place] = OrderedDict()
+                waiter.first = True
+                self.lines[place] = waiter
                 if self.clock is not None:
                     self.clock._watch(self)
-                waiter.first = True
-            line[waiter] = None
+            elif isinstance(line, Waiter):
+                self.lines[place] = OrderedDict.fromkeys((line, waiter))
+            else:
+                line[waiter] = None
 
     def leave(
         self, waiter: Waiter, running: Callable[[], object] = _no_loop, again: bool = False
@@ -103,11 +108,12 @@ class Waits:
         place = waiter.place
         with self.lock:
             line = self.lines.get(place)
-            if line is None:
+            if isinstance(line, OrderedDict):
+                was_first = again or next(iter(line), None) is waiter
+                line.pop(waiter, None)
+            elif line is not waiter:
                 return
-            was_first = again or next(iter(line), None) is waiter
-            line.pop(waiter, None)
-            if not line:
+            if line is waiter or not line:
                 del self.lines[place]
                 if self.clock is not None and not self.lines:
                     self.clock._unwatch(self)
@@ -170,9 +176,9 @@ class Waits:
             if clock is None:
                 return
             now_ns = clock.now_ns()
-            for line in list(self.lines.values()):
-                first = next(iter(line), None)
-                for waiter in list(line):
+            for line in self._lines():
+                first = line[0]
+                for waiter in line:
                     over_ns = waiter.over_ns
                     if waiter is first or (over_ns is not None and over_ns <= now_ns):
                         self._wake(waiter)
@@ -181,11 +187,16 @@ class Waits:
         """Wake all: the limiter is closed, and each of them is told so."""
         with self.lock:
             self.closed = True
-            for line in list(self.lines.values()):
-                for waiter in list(line):
+            for line in self._lines():
+                for waiter in line:
                     # Even who is awake: it may have looked before the limiter was closed.
                     if not waiter.wake():
                         self.leave(waiter)
+
+    def _lines(self) -> list[tuple[Waiter, ...]]:
+        """Copy all lines. The lock is held."""
+        lines = list(self.lines.values())
+        return [(line,) if isinstance(line, Waiter) else tuple(line) for line in lines if line]
 
     def _wake(self, waiter: Waiter) -> None:
         if not waiter.awake and not waiter.wake():
@@ -194,7 +205,7 @@ class Waits:
     def forget(self, loop: object) -> None:
         """Take the waiters of a loop out, which is closed."""
         with self.lock:
-            gone = [w for line in self.lines.values() for w in line if w.loop is loop]
+            gone = [waiter for line in self._lines() for waiter in line if waiter.loop is loop]
         for waiter in gone:
             self.leave(waiter)
 
@@ -318,7 +329,15 @@ class Waiter:
                 line = waits.lines.get(self.place)
                 # A waiter that stands in no line was forgotten by a fork: it asks for itself. If
                 # the limiter is closed, it says so.
-                first = not line or next(iter(line)) is self or self not in line or waits.closed
+                first = (
+                    line is self
+                    or waits.closed
+                    or (
+                        not isinstance(line, OrderedDict)
+                        or next(iter(line), None) is self
+                        or self not in line
+                    )
+                )
         # Once first, it is so until it leaves: nobody overtakes it. Only a clock that wakes the
         # first again and again must know that it is awake.
         self.first = first and clock is None
