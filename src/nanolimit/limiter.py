@@ -519,9 +519,8 @@ class RateLimiter(Verbs):
             ValueError: As `allow`; or `timeout` is negative, NaN or infinite.
             LimiterClosedError: The limiter is closed, or was while this one waited.
         """
-        import nanolimit.waiting as waiting  # `from` would take three times as long
-
-        return waiting.acquire(self, key, cost, timeout)
+        granted: bool = (_waiting or _import_waiting()).acquire(self, key, cost, timeout)
+        return granted
 
     def acquire_async(
         self, key: Key, cost: int = 1, timeout: float | timedelta | None = None
@@ -534,9 +533,10 @@ class RateLimiter(Verbs):
 
         Trio needs the extra ``nanolimit[anyio]``.
         """
-        import nanolimit.tasks as tasks
-
-        return tasks.acquire(self, key, cost, timeout)
+        coroutine: Coroutine[Any, Any, bool] = (_tasks or _import_tasks()).acquire(
+            self, key, cost, timeout
+        )
+        return coroutine
 
     def slot(self, key: Key, cost: int = 1, timeout: float | timedelta | None = None) -> Slot:
         """Return what waits where a block begins: ``with limiter.slot(key):``, or ``async with``.
@@ -679,6 +679,28 @@ class RateLimiter(Verbs):
         raise TypeError(
             f"a {type(self).__name__} cannot be pickled or copied: its counts live {where}. {mend}"
         )
+
+
+# What few limiters need, imported when it is. An `import` in the methods would take as long as
+# a check at every call.
+_waiting: Any = None
+_tasks: Any = None
+
+
+def _import_waiting() -> Any:
+    global _waiting
+    from nanolimit import waiting
+
+    _waiting = waiting
+    return waiting
+
+
+def _import_tasks() -> Any:
+    global _tasks
+    from nanolimit import tasks
+
+    _tasks = tasks
+    return tasks
 
 
 _SLOTS = tuple((verb, vars(RateLimiter)[verb]) for verb in _VERBS)

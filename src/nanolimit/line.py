@@ -108,18 +108,19 @@ class Waits:
         place = waiter.place
         with self.lock:
             line = self.lines.get(place)
-            if isinstance(line, OrderedDict):
+            if line is None or (isinstance(line, Waiter) and line is not waiter):
+                return
+            if not isinstance(line, Waiter):
                 was_first = again or next(iter(line), None) is waiter
                 line.pop(waiter, None)
-            elif line is not waiter:
-                return
-            if line is waiter or not line:
+                if line and not was_first:
+                    return
+            if not line or isinstance(line, Waiter):
                 del self.lines[place]
                 if self.clock is not None and not self.lines:
                     self.clock._unwatch(self)
                 return
-        if was_first:
-            self.promote(line, running())
+        self.promote(line, running())
 
     def promote(self, line: Line, near: object) -> None:
         """Do for the first of a line what it needs, unless it is about to look by itself.
