@@ -328,16 +328,12 @@ class Waiter:
             with waits.lock:
                 self.awake = False  # from now on it is woken anew
                 line = waits.lines.get(self.place)
-                # A waiter that stands in no line was forgotten by a fork: it asks for itself. If
-                # the limiter is closed, it says so.
+                # No line: a fork forgot it, and it asks for itself. If the limiter is closed, it
+                # says so.
                 first = (
-                    line is self
+                    not isinstance(line, OrderedDict)
+                    or next(iter(line), None) is self
                     or waits.closed
-                    or (
-                        not isinstance(line, OrderedDict)
-                        or next(iter(line), None) is self
-                        or self not in line
-                    )
                 )
         # Once first, it is so until it leaves: nobody overtakes it. Only a clock that wakes the
         # first again and again must know that it is awake.

@@ -137,6 +137,17 @@ loop.run_until_complete(main())
 loop.run_until_complete(asyncio.sleep(0))
 loop.close()
 """,
+    "a loop that was never closed, with a task that waits": """
+import asyncio, warnings
+warnings.simplefilter("ignore")
+limiter = RateLimiter(1, per=3_600)
+limiter.allow("me")
+loop = asyncio.new_event_loop()
+task = loop.create_task(limiter.acquire_async("me"))
+task._log_destroy_pending = False
+loop.run_until_complete(asyncio.sleep(0))
+loop.run_until_complete(asyncio.sleep(0))
+""",
     "the default limiter": """
 nanolimit.allow("me")
 """,

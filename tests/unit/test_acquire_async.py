@@ -105,11 +105,11 @@ def test_no_more_are_woken_than_fit() -> None:
             return super().peek(key, cost)
 
     clock = ManualClock()
-    limiter = Counting(2, per=60, clock=clock)
-    limiter.allow("user", 2)
+    limiter = Counting(20, per=60, clock=clock)
+    limiter.allow("user", 20)
 
     async def main() -> None:
-        crew = [asyncio.create_task(limiter.acquire_async("user")) for _ in range(100)]
+        crew = [asyncio.create_task(limiter.acquire_async("user", 10)) for _ in range(100)]
         await settle()
         asked.clear()
         clock.advance(60)
@@ -378,6 +378,43 @@ def test_a_task_that_is_forgotten_leaves(limiter: RateLimiter) -> None:
     limiter.close()
     with pytest.raises(LimiterClosedError):
         waiter.result()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_who_was_taken_out_takes_nobody_s_place(limiter: RateLimiter) -> None:
+    loop, task = left_in_line(limiter)
+    loop.close()
+    waiter = Waiting(limiter, lambda: limiter.acquire("user"))
+    coroutine: Any = task.get_coro()
+    coroutine.close()
+    assert waiting(limiter) == 1
+    limiter.close()
+    with pytest.raises(LimiterClosedError):
+        waiter.result()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_closed_loop_whose_bell_did_not_ring(limiter: RateLimiter, manual: ManualClock) -> None:
+    """A loop of another make may keep its timers: it is found when its task is to be woken."""
+    from nanolimit import tasks
+
+    first = Waiting(limiter, lambda: limiter.acquire("user"))
+    loop = asyncio.new_event_loop()
+    tasks._have_bells.add(loop)
+    task = loop.create_task(limiter.acquire_async("user"))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.run_until_complete(asyncio.sleep(0))
+    third = Waiting(limiter, lambda: limiter.acquire("user"))
+    loop.close()
+    tasks._have_bells.discard(loop)
+    assert waiting(limiter) == 3
+    manual.advance(60)
+    assert first.result() is True
+    assert waiting(limiter) == 1
+    manual.advance(60)
+    assert third.result() is True
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 def test_a_task_that_is_forgotten_does_not_touch_a_loop_of_another_thread() -> None:
