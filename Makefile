@@ -69,6 +69,7 @@ bench: $(MADE)/package $(MADE)/group-bench ## the benchmarks, peers side by side
 	$(PY) benchmarks/memory.py
 	$(PY) benchmarks/pause.py
 	$(PY) benchmarks/shared.py
+	$(PY) benchmarks/waiting.py
 
 # --- for those who change it ------------------------------------------------------------------------------------------
 

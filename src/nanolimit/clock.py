@@ -10,7 +10,19 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Watcher(Protocol):
+        """What is told that a clock has moved."""
+
+        def clock_moved(self) -> None:
+            """Be told, in the thread that moved it."""
+
 
 __all__ = ["ManualClock"]
 
@@ -104,9 +116,11 @@ class ManualClock:
     Thread-safe. One clock may serve many limiters.
     """
 
-    __slots__ = ("__weakref__", "_now_ns")
+    __slots__ = ("__weakref__", "_now_ns", "_watchers")
 
     _now_ns: int
+    # Those who wait for a limiter with this clock.
+    _watchers: weakref.WeakSet[Watcher] | None
 
     def __init__(self, start: float | timedelta = 0.0) -> None:
         now_ns = nanoseconds("start", start)
@@ -115,6 +129,7 @@ class ManualClock:
                 f"start must be from 0 s to less than 2**62 ns (146 years), not {shown(start)}"
             )
         self._now_ns = now_ns
+        self._watchers = None
 
     def __call__(self) -> float:
         """Return the time in seconds, as a float."""
@@ -128,6 +143,7 @@ class ManualClock:
         """Move on by so many seconds, to the nearest nanosecond.
 
         After ``clock.advance(decision.retry_after)`` the denied request fits, if nobody else came.
+        Those who wait for a limiter with this clock (`RateLimiter.acquire`) are woken, and look.
 
         Args:
             seconds: int, float or `timedelta`. Below zero it steps back, as real clocks sometimes
@@ -147,6 +163,21 @@ class ManualClock:
                     f"it shows {self._now_ns} ns and was to advance by {shown(seconds)}"
                 )
             self._now_ns = now_ns
+            watchers = tuple(self._watchers) if self._watchers else ()
+        for watcher in watchers:
+            watcher.clock_moved()
+
+    def _watch(self, watcher: Watcher) -> None:
+        """Tell it of each step, as long as it lives."""
+        with _advancing:
+            if self._watchers is None:
+                self._watchers = weakref.WeakSet()
+            self._watchers.add(watcher)
+
+    def _unwatch(self, watcher: Watcher) -> None:
+        with _advancing:
+            if self._watchers is not None:
+                self._watchers.discard(watcher)
 
     def __repr__(self) -> str:
         return f"ManualClock({self._now_ns / NS_PER_SECOND!r})"

@@ -57,8 +57,9 @@ class SharedTableError(NanolimitError):
 class RateLimitExceeded(NanolimitError):
     """A denial as an exception, for those who want to raise one.
 
-    No call of a limiter raises it by itself: a denial is a value. It is here so that code which
-    turns denials into exceptions, and code which catches them, agree on one class.
+    A denial is a value; it is raised only where that was asked for: by `RateLimiter.slot` when the
+    time is up, by a function that `RateLimiter.limit` decorates, and by code of one's own that
+    turns denials into exceptions. Those who catch it need to know one class.
 
     Args:
         decision: The `Decision` that denied.

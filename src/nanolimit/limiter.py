@@ -21,7 +21,7 @@ from nanolimit.errors import LimiterClosedError
 from nanolimit.quota import Quota, check_number, whole_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from datetime import timedelta
     from ipaddress import (
         IPv4Address,
@@ -32,14 +32,20 @@ if TYPE_CHECKING:
         IPv6Network,
     )
     from types import TracebackType
+    from typing import ParamSpec, TypeVar
     from uuid import UUID
 
     from typing_extensions import Buffer, Self
 
     from nanolimit._core import Decision, Stats
+    from nanolimit.decorator import Limited, LimitedOr
+    from nanolimit.line import Waits
     from nanolimit.reservation import Attempt, Reservation
+    from nanolimit.waiting import Slot
 
     IPObject = IPv4Address | IPv4Interface | IPv4Network | IPv6Address | IPv6Interface | IPv6Network
+    P = ParamSpec("P")
+    R = TypeVar("R")
     Key = str | bytes | int | UUID | IPObject | tuple["Key", ...]
 
 __all__ = ["RateLimiter"]
@@ -331,10 +337,14 @@ class RateLimiter(Verbs):
         "__weakref__": "Weak references to the limiter.",
         "_max_keys": "The bound of live keys, for repr.",
         "_shared": "The path of its shared table, True: it has none, None: it is private.",
+        "_clock": "The clock of one's own, for those who wait.",
+        "_waits": "The lines of those who wait; None while nobody ever has.",
     }
 
     _max_keys: int
     _shared: str | Literal[True] | None
+    _clock: Callable[[], float] | None
+    _waits: Waits | None
 
     def __init__(
         self,
@@ -402,6 +412,8 @@ class RateLimiter(Verbs):
             slot.__set__(self, method)
         if shared is not None:
             _CLOSE.__set__(self, partial(_leave, weakref.ref(self), engine.close))
+        self._clock = clock
+        self._waits = None
         _core._defer_refcount(self)
 
     def _shared_engines(
@@ -591,6 +603,150 @@ class RateLimiter(Verbs):
             raise TypeError(f"{self!r} has several quotas: the Cython API takes limiters with one")
         return self._engine
 
+    def acquire(self, key: Key, cost: int = 1, timeout: float | timedelta | None = None) -> bool:
+        """Wait until the request fits, and count it. For threads.
+
+        Who waits for a key stands in line: nobody overtakes another one, be it a thread or a task,
+        that waits for the same key of this limiter. Other keys are not delayed. `allow` and `check`
+        stand in no line and may take what is free. A request that waits is not a denied one:
+        neither `stats` nor telemetry counts it as such.
+
+        The thread sleeps until the instant at which the request fits. A signal handler may raise
+        meanwhile, as Ctrl-C does (not on Windows); the place in line is given back then.
+
+        Args:
+            key: Who asks.
+            cost: Units that the request takes, as in `allow`. 0 never waits.
+            timeout: Seconds to wait at most, or a `timedelta`. 0 tries once, and fails where
+                others wait. None waits for ever. A `ManualClock` measures it in its own time.
+
+        Returns:
+            True if it was counted; False if the time was up, and nothing was counted.
+
+        Raises:
+            TypeError: As `allow`; or `timeout` is no span of time.
+            ValueError: As `allow`; or `timeout` is negative, NaN or infinite.
+            LimiterClosedError: The limiter is closed, or was while this one waited.
+        """
+        granted: bool = (_waiting or _import_waiting()).acquire(self, key, cost, timeout)
+        return granted
+
+    def acquire_async(
+        self, key: Key, cost: int = 1, timeout: float | timedelta | None = None
+    ) -> Coroutine[Any, Any, bool]:
+        """Wait until the request fits, and count it. For tasks of asyncio, and of trio.
+
+        It is `acquire` to be awaited, and tasks and threads stand in the same line. A task that is
+        cancelled gives its place back and has counted nothing. What fits at once is counted without
+        a switch to another task.
+
+        Trio needs the extra ``nanolimit[anyio]``.
+        """
+        coroutine: Coroutine[Any, Any, bool] = (_tasks or _import_tasks()).acquire(
+            self, key, cost, timeout
+        )
+        return coroutine
+
+    def slot(self, key: Key, cost: int = 1, timeout: float | timedelta | None = None) -> Slot:
+        """Return what waits where a block begins: ``with limiter.slot(key):``, or ``async with``.
+
+        Entering is `acquire` (`acquire_async`), and gives the `Decision` that allowed it.
+
+        Raises:
+            RateLimitExceeded: On entering, when the time was up. It has the decision and the key.
+        """
+        from nanolimit.waiting import Slot
+
+        return Slot(self, key, cost, timeout)
+
+    @overload
+    def limit(self, function: Callable[P, R], /) -> Callable[P, R]: ...
+    @overload
+    def limit(
+        self,
+        /,
+        *,
+        key: Key | Callable[..., Key] | None = None,
+        cost: int | Callable[..., int] = 1,
+        on_denied: None = None,
+        wait: bool = False,
+        timeout: float | timedelta | None = None,
+    ) -> Limited: ...
+    @overload
+    def limit(
+        self,
+        /,
+        *,
+        key: Key | Callable[..., Key] | None = None,
+        cost: int | Callable[..., int] = 1,
+        on_denied: Callable[..., Coroutine[Any, Any, R]],
+        wait: bool = False,
+        timeout: float | timedelta | None = None,
+    ) -> LimitedOr[R]: ...
+    @overload
+    def limit(
+        self,
+        /,
+        *,
+        key: Key | Callable[..., Key] | None = None,
+        cost: int | Callable[..., int] = 1,
+        on_denied: Callable[..., R],
+        wait: bool = False,
+        timeout: float | timedelta | None = None,
+    ) -> LimitedOr[R]: ...
+    def limit(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        key: Key | Callable[..., Key] | None = None,
+        cost: int | Callable[..., int] = 1,
+        on_denied: Callable[..., Any] | None = None,
+        wait: bool = False,
+        timeout: float | timedelta | None = None,
+    ) -> Any:
+        """Limit the calls of a function, method or coroutine function. A decorator.
+
+        ```python
+        @limiter.limit
+        def fetch(): ...
+
+        @limiter.limit(key=lambda user, text: user.id, cost=lambda user, text: len(text))
+        async def translate(user, text): ...
+        ```
+
+        Args:
+            function: What is decorated, where nothing else is said.
+            key: Who asks: a key for all calls, or a callable that gets the call's arguments and
+                returns the key. When left out, the function's name, module and all: one limit for
+                the function.
+            cost: Units that a call takes, or a callable that gets the call's arguments.
+            on_denied: A callable ``on_denied(decision, *args, **kwargs)`` whose result takes the
+                place of the function's. Of a coroutine function it may be one itself. When left
+                out, `RateLimitExceeded` is raised.
+            wait: Whether to wait until the call fits, as `acquire` or `acquire_async` does.
+            timeout: Seconds to wait at most; the call is denied then.
+
+        On a method, the first argument is ``self``. It stands below ``@classmethod`` and
+        ``@staticmethod``.
+
+        Raises:
+            RateLimitExceeded: From the decorated function, when a call is denied.
+            TypeError: What is decorated is no function, or a generator; an argument is of the
+                wrong type; `timeout` without `wait`.
+            ValueError: `cost` or `timeout` is out of range.
+        """
+        from nanolimit.decorator import Limited
+
+        limited = Limited(self, key, cost, on_denied, wait, timeout)
+        return limited if function is None else limited(function)
+
+    def _before_closing(self, waits: Waits) -> None:
+        """Have `close` tell those who wait, from now on."""
+        from nanolimit.line import closing
+
+        _CLOSE.__set__(self, partial(closing, waits, _CLOSE.__get__(self)))
+
     def __len__(self) -> int:
         """Count the keys that hold at least one request of their window now; walks the table."""
         return len(self._engine)
@@ -632,6 +788,28 @@ class RateLimiter(Verbs):
         raise TypeError(
             f"a {type(self).__name__} cannot be pickled or copied: its counts live {where}. {mend}"
         )
+
+
+# What few limiters need, imported when it is. An `import` in the methods would take as long as
+# a check at every call.
+_waiting: Any = None
+_tasks: Any = None
+
+
+def _import_waiting() -> Any:
+    global _waiting
+    from nanolimit import waiting
+
+    _waiting = waiting
+    return waiting
+
+
+def _import_tasks() -> Any:
+    global _tasks
+    from nanolimit import tasks
+
+    _tasks = tasks
+    return tasks
 
 
 _SLOTS = tuple((verb, vars(RateLimiter)[verb]) for verb in _VERBS)

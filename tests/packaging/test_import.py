@@ -10,7 +10,9 @@ import pytest
 
 from subprocesses import run
 
-OPTIONAL = {"click", "rich", "matplotlib", "numpy", "pytest", "hypothesis", "typing_extensions"}
+OPTIONAL = {
+    "anyio", "click", "rich", "matplotlib", "numpy", "pytest", "hypothesis", "typing_extensions",
+}  # fmt: skip
 
 # Parts of the standard library that cost much to import or that do more than they seem to.
 HEAVY = {
@@ -120,6 +122,31 @@ clock = Clock()
 clock.limiter = RateLimiter(5, per=60, clock=clock)
 assert clock.limiter.allow("me")
 del clock
+""",
+    "threads and a task that wait": """
+import asyncio, threading
+limiter = RateLimiter(1, per=3_600)
+limiter.allow("me")
+threading.Thread(target=lambda: limiter.acquire("me"), daemon=True).start()
+loop = asyncio.new_event_loop()
+async def main():
+    task = asyncio.ensure_future(limiter.acquire_async("me"))
+    await asyncio.sleep(0.01)
+    task.cancel()
+loop.run_until_complete(main())
+loop.run_until_complete(asyncio.sleep(0))
+loop.close()
+""",
+    "a loop that was never closed, with a task that waits": """
+import asyncio, warnings
+warnings.simplefilter("ignore")
+limiter = RateLimiter(1, per=3_600)
+limiter.allow("me")
+loop = asyncio.new_event_loop()
+task = loop.create_task(limiter.acquire_async("me"))
+task._log_destroy_pending = False
+loop.run_until_complete(asyncio.sleep(0))
+loop.run_until_complete(asyncio.sleep(0))
 """,
     "the default limiter": """
 nanolimit.allow("me")

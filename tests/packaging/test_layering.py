@@ -124,7 +124,7 @@ def imports(text: str) -> Iterator[tuple[str, bool]]:
 # Functions of the package whose names look like modules'.
 FUNCTIONS = {"nanolimit.allow", "nanolimit.configure", "nanolimit.get_include"}
 # An optional dependency, and the one module of the facade that may import it.
-OPTIONAL_IN = {"pytest": "pytest_plugin"}
+OPTIONAL_IN = {"pytest": "pytest_plugin", "anyio": "anyio"}
 CLI_MAY_IMPORT = {"click", "rich", "matplotlib", "numpy"}
 # The benchmark's control rows, an empty method and a clock read, are compiled with the seam.
 MAY_ASK_THE_SEAM = {"bench"}

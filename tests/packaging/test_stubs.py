@@ -77,6 +77,79 @@ def handler(event: str, measurements: dict[str, float], metadata: dict[str, obje
     print(event, measurements["count"], metadata["limiter"])
 
 
+waited: bool = limiter.acquire("user:42", 2, timeout=timedelta(seconds=1))
+with limiter.slot("user:42", timeout=0) as entered:
+    left: int = entered.remaining
+
+
+async def wait() -> None:
+    waited: bool = await limiter.acquire_async(("tenant", 7), cost=2, timeout=1.5)
+    async with limiter.slot("user:42") as entered:
+        print(entered.remaining, waited)
+
+
+@limiter.limit
+def add(one: int, two: int = 2) -> str:
+    return str(one + two)
+
+
+def by_name(name: str, size: int = 1) -> str:
+    return name
+
+
+def by_size(name: str, size: int = 1) -> int:
+    return size
+
+
+@limiter.limit(key=by_name, cost=by_size, wait=True, timeout=3)
+async def send(name: str, size: int = 1) -> float:
+    return 1.5
+
+
+def nothing(decision: Decision, name: str) -> None:
+    return None
+
+
+@limiter.limit(key="fixed", on_denied=nothing)
+def find(name: str) -> bytes:
+    return b""
+
+
+async def instead(decision: Decision, name: str) -> int:
+    return 1
+
+
+@limiter.limit(cost=2, on_denied=instead)
+async def look(name: str) -> bytes:
+    return b""
+
+
+class Client:
+    name: str
+
+    def key(self, path: str) -> tuple[str, str]:
+        return self.name, path
+
+    @limiter.limit(key=key)
+    def fetch(self, path: str) -> bytes:
+        return b""
+
+    @classmethod
+    @limiter.limit()
+    def make(cls) -> int:
+        return 1
+
+
+async def decorated() -> None:
+    text: str = add(1, two=3)
+    number: float = await send("me", size=3)
+    found: bytes | None = find("me")
+    seen: bytes | int = await look("me")
+    page: bytes = Client().fetch("/")
+    made: int = Client.make()
+    print(text, number, found, seen, page, made)
+
+
 telemetry.attach("console", "denied", handler)
 telemetry.attach("all", ["allowed", "denied"], handler)
 telemetry.detach("console")
@@ -109,8 +182,15 @@ RateLimiter(5, shared=False)
 RateLimiter(5, shared="api", on_stall="hope")
 RateLimiter(5, shared="api", on_mismatch="ignore")
 limiter.nothing
+limiter.acquire("me", timeout="1")
+limiter.acquire(None)
+limiter.slot("me", "3")
+truth: bool = limiter.acquire_async("me")
+limiter.limit(key=1.5)
+limiter.limit(wait=1)
+limiter.limit(lambda number: number + 1)("3", 4)
 """
-BAD_LINES = set(range(4, 20))
+BAD_LINES = set(range(4, 27))
 
 
 @pytest.fixture

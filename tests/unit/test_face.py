@@ -516,7 +516,9 @@ import sys
 import nanolimit
 own = {name for name in sys.modules if name.partition(".")[0] not in sys.stdlib_module_names}
 print(sorted(name for name in own if name.partition(".")[0] not in ("nanolimit", "__main__")))
-unwanted = ("asyncio", "nanolimit.cli", "nanolimit.pytest_plugin")
+unwanted = (
+    "asyncio", "nanolimit.cli", "nanolimit.pytest_plugin", "nanolimit.line", "nanolimit.tasks",
+)
 print([name for name in unwanted if name in sys.modules])
 """
     done = subprocess.run(
@@ -545,7 +547,23 @@ def test_the_modules_form_layers() -> None:
         "table": {"_core", "clock", "errors", "header", "place", "quota"},
         "shared": {"_core", "clock", "errors", "header", "place", "quota", "table"},
         "reservation": {"clock", "errors", "quota"},
-        "limiter": {"_core", "clock", "errors", "quota", "reservation", "table"},
+        "line": {"clock"},
+        "waiting": {"errors", "line", "tasks"},
+        "anyio": {"line"},
+        "tasks": {"anyio", "line"},
+        "decorator": {"errors", "line", "tasks", "waiting"},
+        "limiter": {
+            "_core",
+            "clock",
+            "decorator",
+            "errors",
+            "line",
+            "quota",
+            "reservation",
+            "table",
+            "tasks",
+            "waiting",
+        },
         "claim": {"_core", "limiter"},
         "default": {"limiter"},
         "pytest_plugin": {"clock"},
@@ -557,4 +575,5 @@ def test_the_modules_form_layers() -> None:
         source = re.sub(r"^if TYPE_CHECKING:\n(?:    .*\n|\n)+", "", source, flags=re.MULTILINE)
         found = set(re.findall(r"^\s*from nanolimit\.(\w+) import", source, re.MULTILINE))
         found |= set(re.findall(r"^\s*from nanolimit import (\w+)", source, re.MULTILINE))
+        found |= set(re.findall(r"^\s*import nanolimit\.(\w+)", source, re.MULTILINE))
         assert found <= allowed, module
