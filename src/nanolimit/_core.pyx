@@ -60,7 +60,7 @@ cdef extern from "core/batch.h" nogil:
         pass
     ctypedef struct nl_rule:
         uint64_t tick_ns
-        uint32_t window, limit
+        uint32_t window, limit, algorithm
     ctypedef struct nl_counters:
         pass
     ctypedef struct nl_head:
@@ -95,7 +95,7 @@ cdef extern from "core/batch.h" nogil:
         uint64_t window_ns
         uint32_t max_keys, on_full
         uint64_t *secret
-        uint32_t typical
+        uint32_t typical, algorithm
     ctypedef struct nl_view:
         uint64_t now_ns, newest_tick, oldest_tick, deciding_tick
         uint32_t used, limit
@@ -105,8 +105,8 @@ cdef extern from "core/batch.h" nogil:
     enum:
         NL_DENIED, NL_ALLOWED, NL_UNTRACKED, NL_DISPLACED, NL_WOULD_WAIT
         NL_QUICKLY, NL_WAITING
-        NL_FLAG_CLOSED, NL_FLAG_CLOCK, NL_FLAG_EVENTS, NL_FLAG_CHILD
-        NL_LIMIT_MOST
+        NL_FLAG_CLOSED, NL_FLAG_CLOCK, NL_FLAG_EVENTS, NL_FLAG_CHILD, NL_FLAG_ALGORITHM
+        NL_LIMIT_MOST, NL_METER_LIMIT_MOST
         NL_KEY_BYTES, NL_KEY_INT, NL_KEY_INT_NEGATIVE, NL_KEY_INT_LARGE, NL_KEY_UUID, NL_KEY_ADDRESS, NL_KEY_TUPLE
         NL_COUNT_ALLOWED, NL_COUNT_DENIED, NL_COUNT_OVERFLOWED, NL_COUNT_EVICTED, NL_COUNT_STALLED
         NL_GROUP
@@ -128,6 +128,9 @@ cdef extern from "core/batch.h" nogil:
     void nl_store32(uint32_t *, uint32_t)
     nl_outcome nl_untracked(bint, uint32_t, uint32_t, uint64_t, nl_view *)
     nl_outcome nl_check(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
+    nl_outcome nl_meter_check(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
+    nl_outcome nl_check_any(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
+    uint32_t nl_limit_most(uint32_t)
     nl_outcome nl_peek(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
     nl_outcome nl_reset(nl_table *, nl_fingerprint, uint64_t, int)
     void nl_check_group(nl_table *, const nl_fingerprint *, uint32_t, uint64_t, uint32_t, bint, unsigned char *, nl_tally *)
@@ -175,12 +178,12 @@ cdef extern from "core/shared.h" nogil:
         char *magic
         uint32_t version, byte_order, word_bytes, page_bytes, header_bytes, state
         uint64_t file_bytes, window_ns
-        uint32_t max_keys, layout_limit, typical
+        uint32_t max_keys, layout_limit, typical, algorithm
         nl_origin origin
         uint64_t digest
     uint64_t nl_header_digest(const nl_header *)
     uint64_t nl_shared_bytes(const nl_config *)
-    bint nl_shared_same_layout(uint32_t, uint32_t, uint64_t)
+    bint nl_shared_same_layout(uint32_t, uint32_t, uint64_t, uint32_t)
     void nl_shared_format(void *, const nl_config *, const nl_origin *)
     const char *nl_shared_open(nl_table *, int, const char *, uint32_t, uint64_t, bint)
     int nl_shared_register(nl_table *)
@@ -230,6 +233,10 @@ cdef enum:
     EVENT_DENIED = 2
     EVENT_OVERFLOW = 4
     EVENT_EVICTED = 8
+
+ALGORITHMS = ("sliding-log", "gcra", "fixed-window", "sliding-counter")  # in the order of log.h's numbers
+MAX_LOG_LIMIT = NL_LIMIT_MOST
+MAX_METER_LIMIT = NL_METER_LIMIT_MOST
 
 cdef double EXACT = INFINITY  # in place of a clock's float seconds: the time is known in nanoseconds
 
@@ -521,8 +528,8 @@ cdef class Limiter:
     """
 
     def __cinit__(self, quota, *, limit, window_ns, str name not None, max_keys, str on_full not None, clock, table=None,
-                  path=None, stall_ns=0, str on_stall not None="allow", make_quota=None):
-        """table: the descriptor of a shared table's file, which says what limit, window_ns and max_keys are."""
+                  path=None, stall_ns=0, str on_stall not None="allow", make_quota=None, str algorithm not None="sliding-log"):
+        """table: the descriptor of a shared table's file, which says what limit, window_ns, max_keys and algorithm are."""
         cdef nl_config config
         cdef bytes secret = os.urandom(16)
         self.quota_now = quota
@@ -540,6 +547,7 @@ cdef class Limiter:
             config.window_ns = window_ns
             config.max_keys = max_keys
             config.on_full = ON_FULL[on_full]
+            config.algorithm = ALGORITHMS.index(algorithm)
             memcpy(config.secret, PyBytes_AS_STRING(secret), 16)
             if not nl_table_open(t, &config):
                 free(t)
@@ -601,12 +609,19 @@ cdef class Limiter:
             self.quota_limit = limit
         return self.quota_now
 
+    @property
+    def algorithm(self) -> str:
+        """How it counts; of a shared table, what the file says."""
+        return ALGORITHMS[(<nl_table *>self.table).rule.algorithm]
+
     def set_limit(self, limit):
         """Changes the limit in force, at once and for all who use the table."""
         cdef nl_table *t = <nl_table *>self.table
         self.be_ready()
         whole = index(limit)
-        if not 1 <= whole <= NL_LIMIT_MOST or not nl_shared_same_layout(t.rule.limit, whole, t.head.window_ns):
+        if not 1 <= whole <= nl_limit_most(t.rule.algorithm):
+            raise ValueError(f"limit must be from 1 to {nl_limit_most(t.rule.algorithm)}, got {short(whole)}")
+        if not nl_shared_same_layout(t.rule.limit, whole, t.head.window_ns, t.rule.algorithm):
             raise ValueError(f"limit must be one that the table is laid out for, as it is for {t.rule.limit}, got {short(whole)}")
         nl_store32(&t.head.limit, whole)
 
@@ -653,7 +668,7 @@ cdef class Limiter:
                     NL_TALLY(t, NL_COUNT_STALLED, 1)
                     outcome = nl_untracked(self.stall_allows, nl_load32(&t.head.limit), units, now_ns, into)
             return outcome
-        outcome = nl_check(t, fp, now_ns, units, NL_QUICKLY, <nl_view *>view)
+        outcome = nl_check_any(t, fp, now_ns, units, NL_QUICKLY, <nl_view *>view)
         return settle(self, fp, outcome, key, units, now_ns, <nl_view *>view)
 
     cdef int be_ready(self) except -1:
@@ -958,7 +973,7 @@ cdef int settle(Limiter limiter, nl_fingerprint fp, int outcome, object key, uin
     if outcome & NL_WOULD_WAIT:
         displaced = outcome & NL_DISPLACED  # it may have made room already
         with nogil:
-            outcome = nl_check(t, fp, now_ns, units, NL_WAITING, view)
+            outcome = nl_check_any(t, fp, now_ns, units, NL_WAITING, view)
         outcome |= displaced
         if outcome & NL_WOULD_WAIT:
             stalled = True
@@ -989,6 +1004,8 @@ cdef PyObject *short_allow(PyObject *self, PyObject **args, Py_ssize_t n, PyObje
     cdef uint64_t now_ns
     cdef int outcome
     if n != 1 or names != NULL or flags_of(t):
+        if flags_of(t) == NL_FLAG_ALGORITHM and n == 1 and names == NULL:
+            return meter_allow(<Limiter>self, t, args[0])
         return long_allow(self, args, n, names)
     now_ns = nl_clock_ns(t.clock)  # first: the processor hashes while it waits for the clock, but not the other way round
     if is_str(args[0]):  # without touching its reference count, which threads may fight over
@@ -1012,6 +1029,8 @@ cdef PyObject *short_check(PyObject *self, PyObject **args, Py_ssize_t n, PyObje
     cdef int outcome
     cdef nl_view view
     if n != 1 or names != NULL or flags_of(t):
+        if flags_of(t) == NL_FLAG_ALGORITHM and n == 1 and names == NULL:
+            return meter_check(<Limiter>self, t, args[0])
         return long_check(self, args, n, names)
     now_ns = nl_clock_ns(t.clock)
     if is_str(args[0]):  # without touching its reference count, which threads may fight over
@@ -1024,6 +1043,42 @@ cdef PyObject *short_check(PyObject *self, PyObject **args, Py_ssize_t n, PyObje
     else:
         outcome = settle(<Limiter>self, fp, outcome, <object>args[0], 1, now_ns, &view)
     return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
+
+
+cdef PyObject *meter_allow(Limiter self, nl_table *t, PyObject *key) except NULL:
+    """short_allow() of a table that counts by meters."""
+    cdef nl_fingerprint fp
+    cdef uint64_t now_ns = nl_clock_ns(t.clock)
+    cdef int outcome
+    if is_str(key):
+        fp = hash_of_str(t, key)
+    else:
+        fingerprint_of_other(t, <object>key, &fp)
+    outcome = nl_meter_check(t, fp, now_ns, 1, NL_QUICKLY, NULL)
+    if outcome == NL_DENIED:
+        NL_TALLY(t, NL_COUNT_DENIED, 1)
+        return new_bool(False)
+    if outcome != NL_ALLOWED:
+        return new_bool(settle(self, fp, outcome, <object>key, 1, now_ns, NULL) & NL_ALLOWED)
+    NL_TALLY(t, NL_COUNT_ALLOWED, 1)
+    return new_bool(True)
+
+
+cdef PyObject *meter_check(Limiter self, nl_table *t, PyObject *key) except NULL:
+    cdef nl_fingerprint fp
+    cdef uint64_t now_ns = nl_clock_ns(t.clock)
+    cdef int outcome
+    cdef nl_view view
+    if is_str(key):
+        fp = hash_of_str(t, key)
+    else:
+        fingerprint_of_other(t, <object>key, &fp)
+    outcome = nl_meter_check(t, fp, now_ns, 1, NL_QUICKLY, &view)
+    if outcome <= NL_ALLOWED:
+        NL_TALLY(t, NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
+    else:
+        outcome = settle(self, fp, outcome, <object>key, 1, now_ns, &view)
+    return new_ref(new_decision(self, t, outcome, &view, EXACT))
 
 
 cdef int put_in_front(str name, fastcall short_way, fastcall *long_way) except -1:
@@ -1083,7 +1138,7 @@ cdef int allow_fingerprint(Limiter limiter, nl_fingerprint fp, long long cost, c
         return -1
     if cost == 0:
         return 1
-    outcome = nl_check(t, fp, nl_clock_ns(t.clock), <uint32_t>cost, NL_WAITING, NULL)
+    outcome = nl_check_any(t, fp, nl_clock_ns(t.clock), <uint32_t>cost, NL_WAITING, NULL)
     if outcome & NL_WOULD_WAIT:
         nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_STALLED, 1)
         outcome = (outcome & NL_DISPLACED) | (NL_ALLOWED if limiter.stall_allows else NL_DENIED)
@@ -1131,7 +1186,7 @@ cdef int open_shared(nl_table *t, int fd, path, uint32_t on_full, uint64_t stall
     return 0
 
 
-cdef nl_config config_of(limit, window_ns, max_keys, typical) except *:
+cdef nl_config config_of(limit, window_ns, max_keys, typical, str algorithm) except *:
     cdef nl_config config
     if not 1 <= max_keys <= NL_SHARED_KEYS_MOST:
         raise ValueError(f"max_keys must be from 1 to 2**30 for a shared table, got {max_keys}")
@@ -1143,24 +1198,25 @@ cdef nl_config config_of(limit, window_ns, max_keys, typical) except *:
     config.on_full = 0
     config.secret[0] = config.secret[1] = 0
     config.typical = typical
+    config.algorithm = ALGORITHMS.index(algorithm)
     return config
 
 
-def table_bytes(*, limit, window_ns, max_keys, typical):
+def table_bytes(*, limit, window_ns, max_keys, typical, str algorithm not None="sliding-log"):
     """How many bytes the file of such a table has."""
-    cdef nl_config config = config_of(limit, window_ns, max_keys, typical)
+    cdef nl_config config = config_of(limit, window_ns, max_keys, typical, algorithm)
     return nl_shared_bytes(&config)
 
 
-def same_layout(limit, other_limit, window_ns):
+def same_layout(limit, other_limit, window_ns, str algorithm not None="sliding-log"):
     """May a table that was laid out for one limit be given the other?"""
-    return bool(nl_shared_same_layout(limit, other_limit, window_ns))
+    return bool(nl_shared_same_layout(limit, other_limit, window_ns, ALGORITHMS.index(algorithm)))
 
 
 def format_table(int fd, *, limit, window_ns, max_keys, typical, own_clock, bytes boot_id not None, pid_namespace,
-                 time_namespace):
+                 time_namespace, str algorithm not None="sliding-log"):
     """Makes a table of a file that has exactly its size, and zeros in it. The header is READY last."""
-    cdef nl_config config = config_of(limit, window_ns, max_keys, typical)
+    cdef nl_config config = config_of(limit, window_ns, max_keys, typical, algorithm)
     cdef nl_origin origin
     cdef bytes secret = os.urandom(16)
     cdef uint64_t size = nl_shared_bytes(&config)
@@ -1198,27 +1254,30 @@ def read_header(int fd):
     limit = header.layout_limit
     intact = nl_header_digest(&header) == header.digest
     if intact:
-        limit = limit_in_force(fd, header.layout_limit, header.window_ns, header.max_keys, header.typical)
+        limit = limit_in_force(fd, &header)
     return {
         "magic": data[:8], "version": header.version, "byte_order": header.byte_order, "word_bytes": header.word_bytes,
         "page_bytes": header.page_bytes, "header_bytes": header.header_bytes, "file_bytes": header.file_bytes, "intact": intact,
         "state": header.state, "boot_id": <bytes>header.origin.boot_id[:16], "pid_namespace": header.origin.pid_namespace,
         "time_namespace": header.origin.time_namespace, "window_ns": header.window_ns, "limit": limit,
         "layout_limit": header.layout_limit, "max_keys": header.max_keys, "typical": header.typical,
+        "algorithm": ALGORITHMS[header.algorithm] if header.algorithm < <uint32_t>len(ALGORITHMS) else header.algorithm,
         "own_clock": bool(header.origin.own_clock), "created_ns": header.origin.created_ns,
     }
 
 
-cdef object limit_in_force(int fd, layout_limit, window_ns, max_keys, typical):
+cdef object limit_in_force(int fd, const nl_header *header):
     """The word of the head, if the file is long enough to have one."""
     cdef nl_config config
+    if header.algorithm >= <uint32_t>len(ALGORITHMS):
+        return header.layout_limit
     try:
-        config = config_of(layout_limit, window_ns, max_keys, typical)
+        config = config_of(header.layout_limit, header.window_ns, header.max_keys, header.typical, ALGORITHMS[header.algorithm])
     except ValueError:
-        return layout_limit
+        return header.layout_limit
     cdef uint64_t offset = head_offset(&config) + HEAD_LIMIT
     data = os.pread(fd, 4, offset)
-    return int.from_bytes(data, sys.byteorder) if len(data) == 4 else layout_limit
+    return int.from_bytes(data, sys.byteorder) if len(data) == 4 else header.layout_limit
 
 
 cdef extern from *:

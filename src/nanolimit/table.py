@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from nanolimit import _core
+from nanolimit.algorithm import DEFAULT
 from nanolimit.clock import shown
 from nanolimit.errors import SharedTableError
 from nanolimit.header import (
@@ -79,6 +80,7 @@ class Wanted(NamedTuple):
     max_keys: int | None
     typical: int | None
     own_clock: bool
+    algorithm: str = DEFAULT
 
     def config(self) -> Config:
         """Return what a new table is laid out for."""
@@ -86,7 +88,7 @@ class Wanted(NamedTuple):
         if typical is None:
             typical = min(self.quota.limit, _DEFAULT_TYPICAL)
         max_keys = DEFAULT_MAX_KEYS if self.max_keys is None else self.max_keys
-        return Config(self.quota, max_keys, typical, self.own_clock)
+        return Config(self.quota, max_keys, typical, self.own_clock, self.algorithm)
 
 
 class Access(NamedTuple):
@@ -425,6 +427,7 @@ def _format(handle: Handle, config: Config) -> None:
         boot_id=boot_id(),
         pid_namespace=namespace("pid"),
         time_namespace=namespace("time"),
+        algorithm=config.algorithm,
     )
 
 
@@ -516,6 +519,8 @@ def _settled(
         differences.append(f"max_keys is {config.max_keys}, asked for {wanted.max_keys}")
     if wanted.typical is not None and config.typical != wanted.typical:
         differences.append(f"typical is {config.typical}, asked for {wanted.typical}")
+    if config.algorithm != wanted.algorithm:
+        differences.append(f"algorithm is {config.algorithm!r}, asked for {wanted.algorithm!r}")
     clocks = ("the system's", "one of its own")
     if config.own_clock != wanted.own_clock:
         differences.append(
@@ -525,7 +530,9 @@ def _settled(
         return None
     if access.on_mismatch == "replace":
         limit_only = len(differences) == 1 and have.limit != asked.limit
-        if limit_only and _core.same_layout(header["layout_limit"], asked.limit, asked.window_ns):
+        if limit_only and _core.same_layout(
+            header["layout_limit"], asked.limit, asked.window_ns, config.algorithm
+        ):
             return asked.limit
         return _REMAKE
     if access.on_mismatch == "adopt" and config.own_clock == wanted.own_clock:

@@ -37,7 +37,7 @@ static nl_fingerprint key_of(uint64_t k) {
 }
 
 static void open_table(nl_table *t, uint32_t limit, uint64_t window_ns, uint32_t max_keys, uint32_t on_full) {
-    nl_config config = {limit, window_ns, max_keys, on_full, {1, 2}, 0};
+    nl_config config = {limit, window_ns, max_keys, on_full, {1, 2}, 0, 0};
     CREW_REQUIRE(nl_table_open(t, &config), "no table");
 }
 

@@ -29,6 +29,7 @@ typedef struct {
     life_deed deed;
     bool worn;       /* all places have been used up */
     bool unjoined;   /* the victim is not a member before the deed */
+    uint32_t algorithm;
 } scene;
 
 /* The first stamp of each key comes at an epoch's beginning (2^40 ns, in ticks of 1 ns): what is said of the era counts from there. */
@@ -384,7 +385,7 @@ static void wear_out(const nl_table *t) {
 }
 
 static void run_scene(const scene *s) {
-    const nl_config config = {s->limit, s->window_ns, s->max_keys, s->on_full, {0x736372617463, 0x68}, s->limit};
+    const nl_config config = {s->limit, s->window_ns, s->max_keys, s->on_full, {0x736372617463, 0x68}, s->limit, s->algorithm};
     tally sums[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
     nl_table neighbour;
     life before;
