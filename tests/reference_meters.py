@@ -99,8 +99,13 @@ class Meter:
     def contains(self, key: Hashable, now_ns: int) -> bool:
         return self.live(key, now_ns) is not None
 
+    def holds(self, key: Hashable, now_ns: int) -> bool:
+        """Is the key's slot live? A bucket whose limit was raised may be full before it falls idle."""
+        state = self.states.get(key)
+        return state is not None and self.now(state, now_ns // self.tick) < self.idle_from(state)
+
     def live_keys(self, now_ns: int) -> set[Hashable]:
-        return {key for key in self.states if self.contains(key, now_ns)}
+        return {key for key in self.states if self.holds(key, now_ns)}
 
     def forget(self, key: Hashable) -> None:
         self.states.pop(key, None)
@@ -109,37 +114,52 @@ class Meter:
         self.limit = limit
 
 
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket that was full at `start`, and `units` since; `idle_from`: as the limit was then."""
+
+    start: int
+    units: int
+    spent: bool  # more than the limit was taken: start is no instant of the past any more
+    idle_from: int
+
+
 class Gcra(Meter):
-    """The state is TAT, the instant at which the bucket is full again: a Fraction of ticks."""
+    """A bucket that fills evenly. TAT is when it will be full again: a Fraction of ticks."""
 
-    def now(self, state: Fraction, tick: int) -> int:  # type: ignore[override]
-        return max(tick, ceil(state) - self.window)
+    def tat(self, state: Bucket) -> Fraction:
+        return state.start + Fraction(state.units * self.window, self.limit)
 
-    def used(self, state: Fraction, tick: int) -> Fraction:  # type: ignore[override]
-        return max(Fraction(0), (state - tick) * self.limit / self.window)
+    def now(self, state: Bucket, tick: int) -> int:  # type: ignore[override]
+        return max(tick, state.idle_from - self.window)
+
+    def used(self, state: Bucket, tick: int) -> Fraction:  # type: ignore[override]
+        missing = max(Fraction(0), (self.tat(state) - tick) * self.limit / self.window)
+        return missing if state.spent else min(missing, Fraction(state.units))
 
     def counted(  # type: ignore[override]
-        self, state: Fraction | None, down: int, up: int, cost: int
-    ) -> Fraction:
-        tat = Fraction(up) if state is None else max(state, Fraction(up))
-        return tat + Fraction(self.window * cost, self.limit)
+        self, state: Bucket | None, down: int, up: int, cost: int
+    ) -> Bucket:
+        start, units, spent = up, cost, False
+        if state is not None and self.tat(state) > up:
+            start, units, spent = state.start, state.units + cost, state.spent
+        while units > self.limit:
+            start, units, spent = start + self.window, units - self.limit, True
+        made = Bucket(start, units, spent, 0)
+        return replace(made, idle_from=ceil(self.tat(made)))
 
-    def instants(self, state: Fraction, free: int) -> list[int]:  # type: ignore[override]
-        return [ceil(state - (self.limit - free) * Fraction(self.window, self.limit))]
+    def instants(self, state: Bucket, free: int) -> list[int]:  # type: ignore[override]
+        return [ceil(self.tat(state) - (self.limit - free) * Fraction(self.window, self.limit))]
 
-    def idle_from(self, state: Fraction) -> int:  # type: ignore[override]
-        return ceil(state)
-
-    def set_limit(self, limit: int) -> None:
-        """TAT stays, but for the rounding that the engine says it makes when it reads it next."""
-        self.limit = limit
+    def idle_from(self, state: Bucket) -> int:  # type: ignore[override]
+        return state.idle_from
 
     def live(self, key: Hashable, now_ns: int) -> object:
         state = super().live(key, now_ns)
         if state is None:
             return None
-        assert isinstance(state, Fraction)
-        return Fraction(ceil(state * self.limit), self.limit)
+        assert isinstance(state, Bucket)
+        return state if self.tat(state) > self.now(state, now_ns // self.tick) else None
 
 
 @dataclass(frozen=True)

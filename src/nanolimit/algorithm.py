@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     Algorithm = Literal["sliding-log", "gcra", "fixed-window", "sliding-counter"]
 
+ALGORITHMS = _core.ALGORITHMS
 DEFAULT: Algorithm = "sliding-log"
 
 
@@ -27,8 +28,8 @@ def checked_algorithm(value: object) -> Algorithm:
     """
     if not isinstance(value, str):
         raise TypeError(f"algorithm must be a str, not {type(value).__name__}")
-    if value not in _core.ALGORITHMS:
-        *names, last = map(repr, _core.ALGORITHMS)
+    if value not in ALGORITHMS:
+        *names, last = map(repr, ALGORITHMS)
         raise ValueError(f"algorithm must be {', '.join(names)} or {last}, not {shown(value)}")
     return cast("Algorithm", value)
 
@@ -41,7 +42,7 @@ def most(algorithm: str) -> int:
 def require_limit(quota: Quota, algorithm: str) -> None:
     """Raise a ValueError if the quota's limit is more than the algorithm can count."""
     if quota.limit > most(algorithm):
-        meters = " or ".join(repr(name) for name in _core.ALGORITHMS if name != DEFAULT)
+        meters = " or ".join(repr(name) for name in ALGORITHMS if name != DEFAULT)
         raise ValueError(
             f"limit must be from 1 to {most(algorithm)} for algorithm={algorithm!r}, "
             f"not {quota.limit}: for larger ones take algorithm={meters} "

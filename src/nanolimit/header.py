@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from nanolimit import _core
-from nanolimit.algorithm import most
+from nanolimit.algorithm import ALGORITHMS, most
 from nanolimit.clock import shown
 from nanolimit.errors import SharedTableError
 from nanolimit.quota import MAX_WINDOW_NS, MIN_WINDOW_NS, Quota
@@ -114,8 +114,8 @@ def checked_config(place: Place, header: Mapping[str, Any], status: os.stat_resu
     """
     window_ns = _number(place, header, "window_ns", MIN_WINDOW_NS, MAX_WINDOW_NS)
     algorithm = header["algorithm"]
-    if algorithm not in _core.ALGORITHMS:
-        fault(place, "algorithm", algorithm, f"a number below {len(_core.ALGORITHMS)}")
+    if algorithm not in ALGORITHMS:
+        fault(place, "algorithm", algorithm, f"a number below {len(ALGORITHMS)}")
     layout_limit = _number(place, header, "layout_limit", 1, most(algorithm))
     limit = _number(place, header, "limit", 1, most(algorithm))
     max_keys = _number(place, header, "max_keys", 1, MAX_KEYS)

@@ -69,10 +69,12 @@ def test_the_quota_is_the_one_that_was_given() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "said"),
     [
-        ((0,), {}, ValueError, "limit must be from 1 to 2047, not 0"),
-        ((-1,), {}, ValueError, "limit must be from 1 to 2047, not -1"),
-        ((2048,), {}, ValueError, "the wide slot, which is still to come"),
-        ((2**24 + 1,), {}, ValueError, "limit must be from 1 to 2047"),
+        ((0,), {}, ValueError, "limit must be from 1 to 16777216, not 0"),
+        ((-1,), {}, ValueError, "limit must be from 1 to 16777216, not -1"),
+        ((2048,), {}, ValueError, "for larger ones take algorithm='gcra' or "),
+        ((5,), {"algorithm": "gkra"}, ValueError, "algorithm must be 'sliding-log', .* not 'gkra'"),
+        ((5,), {"algorithm": None}, TypeError, "algorithm must be a str, not NoneType"),
+        ((2**24 + 1,), {}, ValueError, "limit must be from 1 to 16777216"),
         ((2.5,), {}, TypeError, "the limit must be an int, a str .* or a Quota, not float"),
         ((5.0,), {}, TypeError, "not float"),
         ((True,), {}, TypeError, "not bool"),
@@ -539,10 +541,13 @@ def test_the_modules_form_layers() -> None:
         "quota": {"clock"},
         "telemetry": {"_core"},
         "place": {"clock", "errors"},
-        "header": {"_core", "clock", "errors", "quota"},
-        "table": {"_core", "clock", "errors", "header", "place", "quota"},
-        "shared": {"_core", "clock", "errors", "header", "place", "quota", "table"},
-        "limiter": {"_core", "clock", "errors", "quota", "table"},
+        "algorithm": {"_core", "clock"},
+        "header": {"_core", "algorithm", "clock", "errors", "quota"},
+        "table": {"_core", "algorithm", "clock", "errors", "header", "place", "quota"},
+        "shared": {
+            "_core", "algorithm", "clock", "errors", "header", "place", "quota", "table",
+        },  # fmt: skip
+        "limiter": {"_core", "algorithm", "clock", "errors", "quota", "table"},
         "default": {"limiter"},
         "pytest_plugin": {"clock"},
     }

@@ -22,7 +22,7 @@ typedef struct { /* a quota in ticks, and how slots are packed for it */
     uint32_t window; /* ticks, rounded up */
     uint32_t limit;
     uint32_t algorithm;
-    uint32_t interval, interval_part; /* window / limit, and what is left: for gcra */
+    uint32_t interval, interval_part; /* window / limit, and what is left: for gcra, which adds it most */
     nl_shape shape;
 } nl_rule;
 

@@ -4,9 +4,16 @@
  *      ring[0..2]  ring[3..5]     two places of three words; meta's head, 0 or 3, says which is published
  *
  *   algorithm        ring[head]: the stamp                ring[head + 1]            ring[head + 2]
- *   gcra             ceil(TAT) - window                   fraction of TAT's tick    the limit that the fraction is counted in
+ *   gcra             ceil(TAT) - window                   units since `start`       the limit that the stamp was computed for
  *   fixed-window     the window's start                   units in it               0
  *   sliding-counter  the current window's start + window  units in it               units in the one before
+ *
+ * gcra is the bucket that fills evenly: TAT, in ticks, is when it will be full again, start + units * window / limit: an exact fraction, so
+ * nothing drifts. `start`, a whole tick, is when it was last full; it is not kept, for stamp, units and limit tell it. When more than
+ * `limit` units have been counted since, `limit` of them are left out and `start` is a window later, which is the same TAT; a bit
+ * (NL_GCRA_SPENT) says that `start` is no instant of the past any more. Until then whatever makes no more than `limit` units fits: it
+ * needs no clock, and no burst from a full bucket loses its last unit to rounding. Afterwards it fits if TAT is then at most a window ahead.
+ * If the limit changes, what was counted stays so many units since `start`.
  *
  * To the rest of the engine a meter is a log of exactly one stamp: count 1, and the epoch is the stamp's. The stamp is chosen so that it
  * is a window old exactly when the state tells nothing any more: so the hand, the walks and len() find idle meters as they find idle
@@ -20,7 +27,7 @@
  * Why the stamp is read twice: meta may come back to the same value when two others have counted, each in his place. While a key lives
  * its stamp never goes back, so if it is the same before and after, no window has begun in between, and each of the other words is that
  * window's: units that some instant of the reading had. (Of a key that is forgotten and comes back in the same tick, the units in the
- * window before, read last, are 0. A refund that overlaps the reading may shift a TAT by less than a tick.)
+ * window before, read last, are 0.)
  *
  * Rounding is the log's: stamps up, now down; never a unit too many, opening less than a tick late, and not late at all on the grid.
  * Time never runs backwards inside a key: now is the clock's, or the earliest instant at which the state can have come about.
@@ -31,11 +38,13 @@
 #include "log.h"
 
 enum { NL_METER_OTHER = 3 }; /* head ^ NL_METER_OTHER is the other place */
+#define NL_GCRA_SPENT 0x80000000u
 
 typedef struct { /* a state as it is at one instant: windows that are over have been moved on */
     uint64_t now;    /* tick: the clock's, unless that went back */
     uint64_t stamp;  /* in full */
     uint32_t word, before; /* ring[head + 1]; ring[head + 2] */
+    uint32_t part;   /* gcra: the fraction of TAT's tick, in 1/limit; TAT = stamp + window - (part != 0) + part / limit */
     bool live;       /* if not, the rest says nothing */
 } nl_meter;
 
@@ -56,12 +65,15 @@ NL_ALWAYS_INLINE void nl_meter_move_on(const nl_rule *rule, uint32_t limit, nl_m
         return;
     }
     if (age < 0) m->now = m->stamp; /* gcra: whoever counted last saw TAT at most a window ahead */
-    if (rule->algorithm == NL_GCRA && NL_UNLIKELY(m->before != limit)) {
-        /* The limit has changed. TAT stays where it is, but for less than one 1/limit of a tick that it is rounded up: never beyond
-         * the tick's end, which is a multiple of both. (0 and what exceeds the limit are a damaged file's.) */
-        m->word = m->before ? (uint32_t)(((uint64_t)m->word * limit + m->before - 1) / m->before) : 0;
-        if (m->word >= limit) m->word = 0;
-        m->before = limit;
+    if (rule->algorithm == NL_GCRA) {
+        const uint64_t ticks = (uint64_t)rule->window * (m->word & ~NL_GCRA_SPENT); /* below 2^54 */
+        m->part = (uint32_t)(ticks % limit);
+        if (NL_UNLIKELY(m->before != limit)) { /* it has changed (0 is a damaged file's) */
+            const uint64_t was = m->before ? m->before : limit;
+            m->stamp += ticks / limit + (m->part != 0) - ticks / was - (ticks % was != 0);
+            m->before = limit;
+            m->live = (int64_t)(m->now - m->stamp) < window;
+        }
     }
 }
 
@@ -72,7 +84,7 @@ NL_ALWAYS_INLINE bool nl_meter_read(const nl_rule *rule, const nl_slot *slot, ui
     uint32_t head = nl_meta_head(s, meta);
     m->now = now.tick;
     m->stamp = 0;
-    m->word = m->before = 0;
+    m->word = m->before = m->part = 0;
     m->live = false;
     if (!nl_meta_count(s, meta)) return true;
     if (NL_UNLIKELY(head > NL_METER_OTHER)) return false;
@@ -97,8 +109,8 @@ NL_ALWAYS_INLINE bool nl_meter_held(const nl_slot *slot, nl_fingerprint fp, uint
 
 /* --- the arithmetic ------------------------------------------------------------------------------------------------ */
 
-/* gcra: the stamp of TAT + cost * window / limit, and its fraction. TAT = stamp + window - (fraction != 0) + fraction / limit: exact. */
-NL_ALWAYS_INLINE uint64_t nl_gcra_after(const nl_rule *rule, const nl_meter *m, uint32_t limit, uint32_t cost, uint32_t *fraction) {
+/* gcra: the stamp of TAT + cost * window / limit. */
+NL_ALWAYS_INLINE uint64_t nl_gcra_after(const nl_rule *rule, const nl_meter *m, uint32_t limit, uint32_t cost) {
     uint64_t whole = rule->interval;
     uint32_t part = rule->interval_part;
     if (NL_UNLIKELY(cost != 1 || limit != rule->limit)) {
@@ -106,15 +118,22 @@ NL_ALWAYS_INLINE uint64_t nl_gcra_after(const nl_rule *rule, const nl_meter *m, 
         whole = ticks / limit;
         part = (uint32_t)(ticks % limit);
     }
-    part += m->word;
-    if (part >= limit) part -= limit, whole++;
-    whole += m->stamp - (m->word != 0); /* before `fraction` is written: it may be m's own */
-    *fraction = part;
-    return whole + (part != 0);
+    part += m->part;
+    if (part > limit) part -= limit, whole++; /* (at `limit` it is rounded up below) */
+    return m->stamp - (m->part != 0) + whole + (part != 0);
+}
+
+/* gcra: the stamp with so many units since `start`. */
+NL_ALWAYS_INLINE uint64_t nl_gcra_stamp(const nl_rule *rule, uint64_t start, uint32_t units, uint32_t limit) {
+    return start - rule->window + ((uint64_t)rule->window * units + limit - 1) / limit;
+}
+
+NL_ALWAYS_INLINE uint64_t nl_gcra_start(const nl_rule *rule, const nl_meter *m, uint32_t limit) {
+    return m->stamp - nl_gcra_stamp(rule, 0, m->word & ~NL_GCRA_SPENT, limit);
 }
 
 /* sliding-counter: how much of the window before still counts, in units times ticks. */
-NL_ALWAYS_INLINE uint64_t nl_counter_before(const nl_rule *rule, const nl_meter *m) {
+NL_ALWAYS_INLINE uint64_t nl_counter_before(const nl_meter *m) {
     return m->before * (m->stamp - m->now); /* the stamp is the current window's end: below 2^54 */
 }
 
@@ -136,21 +155,31 @@ static inline uint64_t nl_counter_instant(const nl_rule *rule, const nl_meter *m
 
 /* Does so much fit? */
 NL_ALWAYS_INLINE bool nl_meter_fits(const nl_rule *rule, const nl_meter *m, uint32_t limit, uint32_t cost) {
-    uint32_t fraction;
     if (NL_UNLIKELY(!cost)) return true;
     if (!m->live) return cost <= limit; /* a limit may have just been lowered */
-    if (rule->algorithm == NL_GCRA) return (int64_t)(nl_gcra_after(rule, m, limit, cost, &fraction) - m->now) <= 0;
+    if (rule->algorithm == NL_GCRA) /* NL_GCRA_SPENT is above all limits */
+        return m->word + cost <= limit || (int64_t)(nl_gcra_after(rule, m, limit, cost) - m->now) <= 0;
     if (m->word + cost > limit) return false;
-    return rule->algorithm == NL_FIXED_WINDOW || nl_counter_before(rule, m) <= (uint64_t)(limit - m->word - cost) * rule->window;
+    return rule->algorithm == NL_FIXED_WINDOW || nl_counter_before(m) <= (uint64_t)(limit - m->word - cost) * rule->window;
 }
 
 /* Counts it, in `m` only. */
 NL_ALWAYS_INLINE void nl_meter_add(const nl_rule *rule, nl_meter *m, nl_now now, uint32_t limit, uint32_t cost) {
     const uint64_t up = nl_now_rounded_up(now, rule->tick_ns);
     if (rule->algorithm == NL_GCRA) {
-        /* (TAT may have passed since the tick began: then the bucket was full a moment ago) */
-        if (!m->live || (int64_t)(up - m->stamp) >= (int64_t)rule->window) m->stamp = up - rule->window, m->word = 0;
-        m->stamp = nl_gcra_after(rule, m, limit, cost, &m->word);
+        uint64_t start = up;
+        /* (TAT may pass before the tick has: then the bucket is full at its end) */
+        if (m->live && (int64_t)(up - m->stamp) < (int64_t)rule->window) {
+            start = nl_gcra_start(rule, m, limit);
+            cost += m->word & ~NL_GCRA_SPENT;
+            m->word &= NL_GCRA_SPENT;
+        } else {
+            m->word = 0;
+        }
+        m->stamp = nl_gcra_stamp(rule, start, cost, limit);
+        if (cost > limit) m->word = NL_GCRA_SPENT, cost = (cost - 1) % limit + 1;
+        m->word |= cost;
+        m->part = (uint32_t)((uint64_t)rule->window * cost % limit);
         m->before = limit;
         if ((int64_t)(m->now - m->stamp) < 0) m->now = m->stamp;
     } else if (m->live) {
@@ -166,7 +195,6 @@ NL_ALWAYS_INLINE void nl_meter_add(const nl_rule *rule, nl_meter *m, nl_now now,
 
 /* Units that count, and the instants at which they will do so no more, as stamps: a Decision adds the window to each. */
 static inline void nl_meter_view(const nl_rule *rule, const nl_meter *m, uint32_t limit, uint32_t cost, nl_now now, nl_view *view) {
-    uint32_t fraction;
     const uint64_t window = rule->window;
     const bool fits = nl_meter_fits(rule, m, limit, cost);
     view->now_ns = now.ns;
@@ -178,12 +206,14 @@ static inline void nl_meter_view(const nl_rule *rule, const nl_meter *m, uint32_
     if (rule->algorithm == NL_FIXED_WINDOW) {
         view->used = m->word;
     } else if (rule->algorithm == NL_GCRA) {
-        uint64_t room = ((m->now - m->stamp + (m->word != 0)) * limit - m->word) / window; /* (now + window - TAT) / interval */
+        const int64_t over = (int64_t)(m->now - m->stamp) + (m->part != 0); /* now + window - TAT, rounded up */
+        uint64_t room = over < 0 || (!over && m->part) ? 0 : ((uint64_t)over * limit - m->part) / window;
+        if (m->word < limit && room < limit - m->word) room = limit - m->word;
         view->used = room < limit ? limit - (uint32_t)room : 0;
-        view->oldest_tick = nl_gcra_after(rule, m, limit, (uint32_t)room + 1, &fraction) - window;
-        if (!fits) view->deciding_tick = nl_gcra_after(rule, m, limit, cost, &fraction) - window;
+        view->oldest_tick = nl_gcra_after(rule, m, limit, (uint32_t)room + 1) - window;
+        if (!fits) view->deciding_tick = nl_gcra_after(rule, m, limit, cost) - window;
     } else {
-        view->used = m->word + (uint32_t)((nl_counter_before(rule, m) + window - 1) / window);
+        view->used = m->word + (uint32_t)((nl_counter_before(m) + window - 1) / window);
         if (!m->word) view->newest_tick -= window;
         view->oldest_tick = nl_counter_instant(rule, m, limit, view->used < limit ? limit - view->used + 1 : 1) - window;
         if (!fits) view->deciding_tick = nl_counter_instant(rule, m, limit, cost) - window;
@@ -216,15 +246,16 @@ static inline uint64_t nl_meter_refund(const nl_rule *rule, nl_slot *slot, uint6
     const int64_t window = rule->window;
     if (!m->live || !cost) return meta;
     if (rule->algorithm == NL_GCRA) {
-        uint64_t ticks = (uint64_t)rule->window * (cost < limit ? cost : limit), whole = ticks / limit;
-        uint32_t part = (uint32_t)(ticks % limit);
         int64_t leaked = (int64_t)(m->now - tick);
-        if (leaked > 0 && (uint64_t)leaked > whole) return meta;
-        if (leaked > 0) whole -= (uint64_t)leaked;
-        uint64_t tat = m->stamp - (m->word != 0) - whole; /* a window before it, rounded down */
-        if (m->word < part) m->word += limit, tat--;
-        m->word -= part;
-        m->stamp = tat + (m->word != 0);
+        uint32_t units = m->word & ~NL_GCRA_SPENT, spent = m->word & NL_GCRA_SPENT;
+        uint64_t start = nl_gcra_start(rule, m, limit);
+        if (leaked < 0) leaked = 0;
+        if (cost > limit) cost = limit;
+        if (leaked >= window || (uint64_t)leaked * limit >= (uint64_t)rule->window * cost) return meta;
+        if (cost >= units && !spent) return 0; /* since it was full there was nothing else */
+        if (cost >= units) units += limit, start -= rule->window; /* the same TAT */
+        m->stamp = nl_gcra_stamp(rule, start + (uint64_t)leaked, units - cost, limit);
+        m->word = (units - cost) | (leaked ? NL_GCRA_SPENT : spent);
         if ((int64_t)(m->now - m->stamp) >= window) return 0;
     } else {
         const uint64_t start = rule->algorithm == NL_FIXED_WINDOW ? m->stamp : m->stamp - rule->window;

@@ -56,7 +56,8 @@ static inline const char *nl_verify_meter(const nl_table *t, uint32_t id, const 
     if (!count) return NULL;
     if (count != 1 || (head != 0 && head != NL_METER_OTHER)) NL_BROKEN("slot %u: head %u, count %u are no meter's", id, head, count);
     uint32_t word = slot->ring[head + 1], before = slot->ring[head + 2];
-    if (t->rule.algorithm == NL_GCRA ? word >= before || before > NL_METER_LIMIT_MOST : word > NL_METER_LIMIT_MOST || !word)
+    if (t->rule.algorithm == NL_GCRA) word &= ~NL_GCRA_SPENT;
+    if (!word || word > NL_METER_LIMIT_MOST || (t->rule.algorithm == NL_GCRA && word > before))
         NL_BROKEN("slot %u: a meter of %u, %u", id, word, before);
     if (before && t->rule.algorithm == NL_FIXED_WINDOW) NL_BROKEN("slot %u: %u units before a fixed window", id, before);
     if (before > NL_METER_LIMIT_MOST) NL_BROKEN("slot %u: %u units in the window before", id, before);
