@@ -107,6 +107,7 @@ cdef extern from "core/batch.h" nogil:
         NL_QUICKLY, NL_WAITING
         NL_FLAG_CLOSED, NL_FLAG_CLOCK, NL_FLAG_EVENTS, NL_FLAG_CHILD, NL_FLAG_ALGORITHM
         NL_LIMIT_MOST, NL_METER_LIMIT_MOST
+        NL_GCRA, NL_FIXED_WINDOW, NL_SLIDING_COUNTER
         NL_KEY_BYTES, NL_KEY_INT, NL_KEY_INT_NEGATIVE, NL_KEY_INT_LARGE, NL_KEY_UUID, NL_KEY_ADDRESS, NL_KEY_TUPLE
         NL_COUNT_ALLOWED, NL_COUNT_DENIED, NL_COUNT_OVERFLOWED, NL_COUNT_EVICTED, NL_COUNT_STALLED
         NL_GROUP
@@ -128,7 +129,7 @@ cdef extern from "core/batch.h" nogil:
     void nl_store32(uint32_t *, uint32_t)
     nl_outcome nl_untracked(bint, uint32_t, uint32_t, uint64_t, nl_view *)
     nl_outcome nl_check(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
-    nl_outcome nl_meter_check(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
+    nl_outcome nl_meter_check_as(uint32_t, nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
     nl_outcome nl_check_any(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
     uint32_t nl_limit_most(uint32_t)
     nl_outcome nl_peek(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
@@ -990,63 +991,63 @@ cdef int settle(Limiter limiter, nl_fingerprint fp, int outcome, object key, uin
 # --- the short way ---------------------------------------------------------------------------------------------------
 #
 # Nearly every call is allow(key): one argument, no handlers, the system's clock. Cython's wrapper of a method with an optional
-# argument costs as much as the whole check (docs/design.md has the counts), so these two stand in front of the
-# wrappers, with the same C signature, and pass on what is not theirs.
+# argument costs as much as the whole check (docs/design.md has the counts), so these stand in front of the wrappers, with the
+# same C signature, and pass on what is not theirs: front_allow() and front_check() only jump.
 
-ctypedef PyObject *(*fastcall)(PyObject *, PyObject **, Py_ssize_t, PyObject *) except NULL
+cdef extern from *:
+    """
+    /* Out of line: else the fronts would save registers for them before they know which way to go. */
+    static NL_NOINLINE PyObject *nl_short_allow(PyObject *, nl_table *, PyObject *);
+    static NL_NOINLINE PyObject *nl_short_check(PyObject *, nl_table *, PyObject *);
+    NL_ALWAYS_INLINE PyObject *nl_meter_allow_as(uint32_t, PyObject *, nl_table *, PyObject *);
+    """
+
+ctypedef PyObject *(*fastcall)(PyObject *, PyObject **, Py_ssize_t, PyObject *) noexcept  # NULL: an error is set
+ctypedef PyObject *(*short_way)(PyObject *, nl_table *, PyObject *) noexcept  # as above
 cdef fastcall long_allow = NULL
 cdef fastcall long_check = NULL
 
 
-cdef PyObject *short_allow(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *names) except NULL:
-    cdef nl_table *t = <nl_table *>(<Limiter>self).table
+cdef PyObject *short_allow "nl_short_allow" (PyObject *self, nl_table *t, PyObject *key) except NULL:
     cdef nl_fingerprint fp
     cdef uint64_t now_ns
     cdef int outcome
-    if n != 1 or names != NULL or flags_of(t):
-        if flags_of(t) == NL_FLAG_ALGORITHM and n == 1 and names == NULL:
-            return meter_allow(<Limiter>self, t, args[0])
-        return long_allow(self, args, n, names)
     now_ns = nl_clock_ns(t.clock)  # first: the processor hashes while it waits for the clock, but not the other way round
-    if is_str(args[0]):  # without touching its reference count, which threads may fight over
-        fp = hash_of_str(t, args[0])
+    if is_str(key):  # without touching its reference count, which threads may fight over
+        fp = hash_of_str(t, key)
     else:
-        fingerprint_of_other(t, <object>args[0], &fp)
+        fingerprint_of_other(t, <object>key, &fp)
     outcome = nl_check(t, fp, now_ns, 1, NL_QUICKLY, NULL)
     if outcome == NL_DENIED:
         NL_TALLY(t, NL_COUNT_DENIED, 1)
         return new_bool(False)
     if outcome != NL_ALLOWED:
-        return new_bool(settle(<Limiter>self, fp, outcome, <object>args[0], 1, now_ns, NULL) & NL_ALLOWED)
+        return new_bool(settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, NULL) & NL_ALLOWED)
     NL_TALLY(t, NL_COUNT_ALLOWED, 1)
     return new_bool(True)
 
 
-cdef PyObject *short_check(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *names) except NULL:
-    cdef nl_table *t = <nl_table *>(<Limiter>self).table
+cdef PyObject *short_check "nl_short_check" (PyObject *self, nl_table *t, PyObject *key) except NULL:
     cdef nl_fingerprint fp
     cdef uint64_t now_ns
     cdef int outcome
     cdef nl_view view
-    if n != 1 or names != NULL or flags_of(t):
-        if flags_of(t) == NL_FLAG_ALGORITHM and n == 1 and names == NULL:
-            return meter_check(<Limiter>self, t, args[0])
-        return long_check(self, args, n, names)
     now_ns = nl_clock_ns(t.clock)
-    if is_str(args[0]):  # without touching its reference count, which threads may fight over
-        fp = hash_of_str(t, args[0])
+    if is_str(key):
+        fp = hash_of_str(t, key)
     else:
-        fingerprint_of_other(t, <object>args[0], &fp)
+        fingerprint_of_other(t, <object>key, &fp)
     outcome = nl_check(t, fp, now_ns, 1, NL_QUICKLY, &view)
     if outcome <= NL_ALLOWED:
         NL_TALLY(t, NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
     else:
-        outcome = settle(<Limiter>self, fp, outcome, <object>args[0], 1, now_ns, &view)
+        outcome = settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, &view)
     return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
 
 
-cdef PyObject *meter_allow(Limiter self, nl_table *t, PyObject *key) except NULL:
-    """short_allow() of a table that counts by meters."""
+# The same for tables that count by meters, in code of its own for each algorithm: nl_meter_check_as is inlined into each.
+
+cdef inline PyObject *meter_allow "nl_meter_allow_as" (uint32_t algorithm, PyObject *self, nl_table *t, PyObject *key) except NULL:
     cdef nl_fingerprint fp
     cdef uint64_t now_ns = nl_clock_ns(t.clock)
     cdef int outcome
@@ -1054,17 +1055,33 @@ cdef PyObject *meter_allow(Limiter self, nl_table *t, PyObject *key) except NULL
         fp = hash_of_str(t, key)
     else:
         fingerprint_of_other(t, <object>key, &fp)
-    outcome = nl_meter_check(t, fp, now_ns, 1, NL_QUICKLY, NULL)
+    outcome = nl_meter_check_as(algorithm, t, fp, now_ns, 1, NL_QUICKLY, NULL)
     if outcome == NL_DENIED:
         NL_TALLY(t, NL_COUNT_DENIED, 1)
         return new_bool(False)
     if outcome != NL_ALLOWED:
-        return new_bool(settle(self, fp, outcome, <object>key, 1, now_ns, NULL) & NL_ALLOWED)
+        return new_bool(settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, NULL) & NL_ALLOWED)
     NL_TALLY(t, NL_COUNT_ALLOWED, 1)
     return new_bool(True)
 
 
-cdef PyObject *meter_check(Limiter self, nl_table *t, PyObject *key) except NULL:
+cdef PyObject *gcra_allow(PyObject *self, nl_table *t, PyObject *key) except NULL:
+    return meter_allow(NL_GCRA, self, t, key)
+
+cdef PyObject *fixed_window_allow(PyObject *self, nl_table *t, PyObject *key) except NULL:
+    return meter_allow(NL_FIXED_WINDOW, self, t, key)
+
+cdef PyObject *sliding_counter_allow(PyObject *self, nl_table *t, PyObject *key) except NULL:
+    return meter_allow(NL_SLIDING_COUNTER, self, t, key)
+
+
+cdef short_way meter_allows[4]
+meter_allows[<int>NL_GCRA] = <short_way><void *>gcra_allow
+meter_allows[<int>NL_FIXED_WINDOW] = <short_way><void *>fixed_window_allow
+meter_allows[<int>NL_SLIDING_COUNTER] = <short_way><void *>sliding_counter_allow
+
+
+cdef PyObject *meter_check(PyObject *self, nl_table *t, PyObject *key) except NULL:
     cdef nl_fingerprint fp
     cdef uint64_t now_ns = nl_clock_ns(t.clock)
     cdef int outcome
@@ -1073,25 +1090,45 @@ cdef PyObject *meter_check(Limiter self, nl_table *t, PyObject *key) except NULL
         fp = hash_of_str(t, key)
     else:
         fingerprint_of_other(t, <object>key, &fp)
-    outcome = nl_meter_check(t, fp, now_ns, 1, NL_QUICKLY, &view)
+    outcome = nl_check_any(t, fp, now_ns, 1, NL_QUICKLY, &view)
     if outcome <= NL_ALLOWED:
         NL_TALLY(t, NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
     else:
-        outcome = settle(self, fp, outcome, <object>key, 1, now_ns, &view)
-    return new_ref(new_decision(self, t, outcome, &view, EXACT))
+        outcome = settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, &view)
+    return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
 
 
-cdef int put_in_front(str name, fastcall short_way, fastcall *long_way) except -1:
+cdef PyObject *front_allow(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *names) noexcept:
+    cdef nl_table *t = <nl_table *>(<Limiter>self).table
+    if n == 1 and names == NULL:
+        if flags_of(t) == 0:
+            return (<short_way><void *>short_allow)(self, t, args[0])
+        if flags_of(t) == NL_FLAG_ALGORITHM:
+            return meter_allows[t.rule.algorithm](self, t, args[0])
+    return long_allow(self, args, n, names)
+
+
+cdef PyObject *front_check(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *names) noexcept:
+    cdef nl_table *t = <nl_table *>(<Limiter>self).table
+    if n == 1 and names == NULL:
+        if flags_of(t) == 0:
+            return (<short_way><void *>short_check)(self, t, args[0])
+        if flags_of(t) == NL_FLAG_ALGORITHM:
+            return (<short_way><void *>meter_check)(self, t, args[0])
+    return long_check(self, args, n, names)
+
+
+cdef int put_in_front(str name, fastcall front, fastcall *long_way) except -1:
     """Bound methods keep a pointer to their type's method record; the record gets the short way, which knows the long one."""
     cdef PyMethodDef *method = (<PyMethodDescrObject *><PyObject *>Limiter.__dict__[name]).d_method
     if method.ml_flags == METH_FASTCALL | METH_KEYWORDS:  # else this Python calls methods in another way: it goes the long one
         long_way[0] = <fastcall><void *>method.ml_meth
-        method.ml_meth = <PyCFunction><void *>short_way
+        method.ml_meth = <PyCFunction><void *>front
     return 0
 
 
-put_in_front("allow", short_allow, &long_allow)
-put_in_front("check", short_check, &long_check)
+put_in_front("allow", front_allow, &long_allow)
+put_in_front("check", front_check, &long_check)
 
 
 cdef void check_all(nl_table *t, bint stalled_allows, const nl_fingerprint *fps, const char *words, Py_ssize_t stride,

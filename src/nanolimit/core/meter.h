@@ -46,6 +46,7 @@ typedef struct { /* a state as it is at one instant: windows that are over have 
     uint32_t word, before; /* ring[head + 1]; ring[head + 2] */
     uint32_t part;   /* gcra: the fraction of TAT's tick, in 1/limit; TAT = stamp + window - (part != 0) + part / limit */
     bool live;       /* if not, the rest says nothing */
+    uint32_t algorithm; /* the rule's; here, so that the compiler knows it where the caller does */
 } nl_meter;
 
 /* Every table of meters has this shape: nl_shape_of(6). */
@@ -59,13 +60,13 @@ NL_ALWAYS_INLINE void nl_meter_move_on(const nl_rule *rule, uint32_t limit, nl_m
     int64_t age = (int64_t)(m->now - m->stamp), window = rule->window;
     m->live = age < window;
     if (!m->live) return;
-    if (rule->algorithm == NL_SLIDING_COUNTER) {
+    if (m->algorithm == NL_SLIDING_COUNTER) {
         if (age >= 0) m->before = m->word, m->word = 0, m->stamp += rule->window;
         else if (age < -window) m->now = m->stamp - rule->window;
         return;
     }
     if (age < 0) m->now = m->stamp; /* gcra: whoever counted last saw TAT at most a window ahead */
-    if (rule->algorithm == NL_GCRA) {
+    if (m->algorithm == NL_GCRA) {
         const uint64_t ticks = (uint64_t)rule->window * (m->word & ~NL_GCRA_SPENT); /* below 2^54 */
         m->part = (uint32_t)(ticks % limit);
         if (NL_UNLIKELY(m->before != limit)) { /* it has changed (0 is a damaged file's) */
@@ -77,9 +78,9 @@ NL_ALWAYS_INLINE void nl_meter_move_on(const nl_rule *rule, uint32_t limit, nl_m
     }
 }
 
-/* Without the slot's owner what comes out is to be believed only if nl_meter_held says so afterwards. False: it kept changing, or,
- * owning the slot, the file is damaged. */
-NL_ALWAYS_INLINE bool nl_meter_read(const nl_rule *rule, const nl_slot *slot, uint64_t meta, nl_now now, uint32_t limit, nl_meter *m) {
+NL_ALWAYS_INLINE bool nl_meter_read_as(uint32_t algorithm, const nl_rule *rule, const nl_slot *slot, uint64_t meta, nl_now now,
+                                       uint32_t limit, nl_meter *m) {
+    m->algorithm = algorithm;
     const nl_shape s = nl_meter_shape();
     uint32_t head = nl_meta_head(s, meta);
     m->now = now.tick;
@@ -97,6 +98,12 @@ NL_ALWAYS_INLINE bool nl_meter_read(const nl_rule *rule, const nl_slot *slot, ui
     m->stamp = ((epoch - (uint64_t)since) << NL_EPOCH_SHIFT) | (stamp & ((1u << NL_EPOCH_SHIFT) - 1));
     nl_meter_move_on(rule, limit, m);
     return true;
+}
+
+/* Without the slot's owner what comes out is to be believed only if nl_meter_held says so afterwards. False: it kept changing, or,
+ * owning the slot, the file is damaged. */
+static inline bool nl_meter_read(const nl_rule *rule, const nl_slot *slot, uint64_t meta, nl_now now, uint32_t limit, nl_meter *m) {
+    return nl_meter_read_as(rule->algorithm, rule, slot, meta, now, limit, m);
 }
 
 /* Was what nl_meter_read gave out the state of this key, at one instant? */
@@ -157,16 +164,20 @@ static inline uint64_t nl_counter_instant(const nl_rule *rule, const nl_meter *m
 NL_ALWAYS_INLINE bool nl_meter_fits(const nl_rule *rule, const nl_meter *m, uint32_t limit, uint32_t cost) {
     if (NL_UNLIKELY(!cost)) return true;
     if (!m->live) return cost <= limit; /* a limit may have just been lowered */
-    if (rule->algorithm == NL_GCRA) /* NL_GCRA_SPENT is above all limits */
-        return m->word + cost <= limit || (int64_t)(nl_gcra_after(rule, m, limit, cost) - m->now) <= 0;
+    if (m->algorithm == NL_GCRA) {
+        if (m->word + cost <= limit) return true; /* (NL_GCRA_SPENT is above all limits) */
+        /* Most denials need no division: TAT moves on by at least so much. */
+        if (limit == rule->limit && (int64_t)(m->stamp + rule->interval - m->now) > 0) return false;
+        return (int64_t)(nl_gcra_after(rule, m, limit, cost) - m->now) <= 0;
+    }
     if (m->word + cost > limit) return false;
-    return rule->algorithm == NL_FIXED_WINDOW || nl_counter_before(m) <= (uint64_t)(limit - m->word - cost) * rule->window;
+    return m->algorithm == NL_FIXED_WINDOW || nl_counter_before(m) <= (uint64_t)(limit - m->word - cost) * rule->window;
 }
 
 /* Counts it, in `m` only. */
 NL_ALWAYS_INLINE void nl_meter_add(const nl_rule *rule, nl_meter *m, nl_now now, uint32_t limit, uint32_t cost) {
     const uint64_t up = nl_now_rounded_up(now, rule->tick_ns);
-    if (rule->algorithm == NL_GCRA) {
+    if (m->algorithm == NL_GCRA) {
         uint64_t start = up;
         /* (TAT may pass before the tick has: then the bucket is full at its end) */
         if (m->live && (int64_t)(up - m->stamp) < (int64_t)rule->window) {
@@ -186,7 +197,7 @@ NL_ALWAYS_INLINE void nl_meter_add(const nl_rule *rule, nl_meter *m, nl_now now,
         m->word += cost;
     } else {
         m->stamp = m->now = up;
-        if (rule->algorithm == NL_SLIDING_COUNTER) m->stamp += rule->window;
+        if (m->algorithm == NL_SLIDING_COUNTER) m->stamp += rule->window;
         m->word = cost;
         m->before = 0;
     }
@@ -203,9 +214,9 @@ static inline void nl_meter_view(const nl_rule *rule, const nl_meter *m, uint32_
     view->newest_tick = view->oldest_tick = view->deciding_tick = 0;
     if (!m->live) return;
     view->newest_tick = view->oldest_tick = view->deciding_tick = m->stamp;
-    if (rule->algorithm == NL_FIXED_WINDOW) {
+    if (m->algorithm == NL_FIXED_WINDOW) {
         view->used = m->word;
-    } else if (rule->algorithm == NL_GCRA) {
+    } else if (m->algorithm == NL_GCRA) {
         const int64_t over = (int64_t)(m->now - m->stamp) + (m->part != 0); /* now + window - TAT, rounded up */
         uint64_t room = over < 0 || (!over && m->part) ? 0 : ((uint64_t)over * limit - m->part) / window;
         if (m->word < limit && room < limit - m->word) room = limit - m->word;
@@ -245,7 +256,7 @@ static inline uint64_t nl_meter_refund(const nl_rule *rule, nl_slot *slot, uint6
                                        uint32_t cost) {
     const int64_t window = rule->window;
     if (!m->live || !cost) return meta;
-    if (rule->algorithm == NL_GCRA) {
+    if (m->algorithm == NL_GCRA) {
         int64_t leaked = (int64_t)(m->now - tick);
         uint32_t units = m->word & ~NL_GCRA_SPENT, spent = m->word & NL_GCRA_SPENT;
         uint64_t start = nl_gcra_start(rule, m, limit);
@@ -258,12 +269,12 @@ static inline uint64_t nl_meter_refund(const nl_rule *rule, nl_slot *slot, uint6
         m->word = (units - cost) | (leaked ? NL_GCRA_SPENT : spent);
         if ((int64_t)(m->now - m->stamp) >= window) return 0;
     } else {
-        const uint64_t start = rule->algorithm == NL_FIXED_WINDOW ? m->stamp : m->stamp - rule->window;
+        const uint64_t start = m->algorithm == NL_FIXED_WINDOW ? m->stamp : m->stamp - rule->window;
         const int64_t at = (int64_t)(tick - start);
         uint32_t *units = &m->word;
         if (at >= window) return meta;
         if (at < 0) {
-            if (rule->algorithm == NL_FIXED_WINDOW || at < -window) return meta;
+            if (m->algorithm == NL_FIXED_WINDOW || at < -window) return meta;
             units = &m->before;
         }
         *units -= cost < *units ? cost : *units;
@@ -274,11 +285,11 @@ static inline uint64_t nl_meter_refund(const nl_rule *rule, nl_slot *slot, uint6
 }
 
 /* NL_DENIED, or NL_UNDECIDED: it seems to fit, or it changed while we looked: take the slot and see. */
-NL_ALWAYS_INLINE nl_outcome nl_meter_deny(const nl_rule *rule, const nl_slot *slot, nl_fingerprint fp, nl_now now, uint32_t limit,
-                                          uint32_t cost, nl_view *view) {
+NL_ALWAYS_INLINE nl_outcome nl_meter_deny(uint32_t algorithm, const nl_rule *rule, const nl_slot *slot, nl_fingerprint fp, nl_now now,
+                                          uint32_t limit, uint32_t cost, nl_view *view) {
     nl_meter m;
     uint64_t meta = nl_load64_acquire(&slot->meta);
-    if (!nl_meter_read(rule, slot, meta, now, limit, &m) || nl_meter_fits(rule, &m, limit, cost)) return NL_UNDECIDED;
+    if (!nl_meter_read_as(algorithm, rule, slot, meta, now, limit, &m) || nl_meter_fits(rule, &m, limit, cost)) return NL_UNDECIDED;
     if (NL_UNLIKELY(!nl_meter_held(slot, fp, meta))) return NL_UNDECIDED;
     if (view) nl_meter_view(rule, &m, limit, cost, now, view);
     return NL_DENIED;
@@ -298,10 +309,10 @@ static inline nl_outcome nl_meter_peek(const nl_rule *rule, const nl_slot *slot,
 }
 
 /* Decides and counts, owning the slot, whose published meta is `meta`; lets go of it in every case. */
-NL_ALWAYS_INLINE nl_outcome nl_meter_allow_owned(const nl_rule *rule, nl_slot *slot, uint64_t meta, nl_now now, uint32_t limit,
-                                                 uint32_t cost, nl_view *view) {
+NL_ALWAYS_INLINE nl_outcome nl_meter_allow_owned(uint32_t algorithm, const nl_rule *rule, nl_slot *slot, uint64_t meta, nl_now now,
+                                                 uint32_t limit, uint32_t cost, nl_view *view) {
     nl_meter m;
-    if (NL_UNLIKELY(!nl_meter_read(rule, slot, meta, now, limit, &m))) m.live = false, meta = 0; /* only a damaged file has such */
+    if (NL_UNLIKELY(!nl_meter_read_as(algorithm, rule, slot, meta, now, limit, &m))) m.live = false, meta = 0; /* only a damaged file has such */
     if (!nl_meter_fits(rule, &m, limit, cost)) {
         if (view) nl_meter_view(rule, &m, limit, cost, now, view);
         nl_slot_commit(slot, meta);
@@ -317,8 +328,8 @@ NL_ALWAYS_INLINE nl_outcome nl_meter_allow_owned(const nl_rule *rule, nl_slot *s
 }
 
 /* Takes the slot first. */
-NL_ALWAYS_INLINE nl_outcome nl_meter_allow(const nl_party *us, const nl_rule *rule, nl_slot *slot, nl_fingerprint fp, nl_now now,
-                                           uint32_t limit, uint32_t cost, nl_patience patience, nl_view *view) {
+NL_ALWAYS_INLINE nl_outcome nl_meter_allow(uint32_t algorithm, const nl_party *us, const nl_rule *rule, nl_slot *slot, nl_fingerprint fp,
+                                           nl_now now, uint32_t limit, uint32_t cost, nl_patience patience, nl_view *view) {
     uint64_t meta;
     if (NL_UNLIKELY(!nl_slot_take(us, slot, &meta, patience))) return NL_WOULD_WAIT;
     NL_POINT(slot_owned);
@@ -326,7 +337,7 @@ NL_ALWAYS_INLINE nl_outcome nl_meter_allow(const nl_party *us, const nl_rule *ru
         nl_slot_commit(slot, meta);
         return NL_GONE;
     }
-    return nl_meter_allow_owned(rule, slot, meta, now, limit, cost, view);
+    return nl_meter_allow_owned(algorithm, rule, slot, meta, now, limit, cost, view);
 }
 
 #endif

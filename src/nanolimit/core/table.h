@@ -540,8 +540,8 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
         }
         nl_outcome outcome;
         if (t->rule.algorithm)
-            outcome = placed ? nl_meter_allow_owned(&t->rule, slot, meta, now, limit, cost, view)
-                             : nl_meter_allow(&t->us, &t->rule, slot, fp, now, limit, cost, patience, view);
+            outcome = placed ? nl_meter_allow_owned(t->rule.algorithm, &t->rule, slot, meta, now, limit, cost, view)
+                             : nl_meter_allow(t->rule.algorithm, &t->us, &t->rule, slot, fp, now, limit, cost, patience, view);
         else
             outcome = placed ? nl_log_allow_owned(&t->us, &t->rule, &t->chunks, slot, meta, now, limit, cost, patience, view)
                              : nl_log_allow(&t->us, &t->rule, &t->chunks, slot, fp, now, limit, cost, patience, view);
@@ -572,18 +572,25 @@ NL_ALWAYS_INLINE nl_outcome nl_check(nl_table *t, nl_fingerprint fp, uint64_t no
     return nl_check_slow(t, fp, now, limit, cost, patience, view);
 }
 
-/* The same by a meter. */
-NL_ALWAYS_INLINE nl_outcome nl_meter_check(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_patience patience,
-                                           nl_view *view) {
+NL_ALWAYS_INLINE nl_outcome nl_meter_check_as(uint32_t algorithm, nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost,
+                                              nl_patience patience, nl_view *view) {
     nl_now now = nl_rule_now(&t->rule, now_ns);
     uint32_t limit = nl_load32(&t->head->limit);
     nl_slot *slot = nl_find(t, fp);
     if (NL_LIKELY(slot != NULL)) {
-        if (nl_meter_deny(&t->rule, slot, fp, now, limit, cost, view) == NL_DENIED) return NL_DENIED;
-        nl_outcome outcome = nl_meter_allow(&t->us, &t->rule, slot, fp, now, limit, cost, patience, view);
+        if (nl_meter_deny(algorithm, &t->rule, slot, fp, now, limit, cost, view) == NL_DENIED) return NL_DENIED;
+        nl_outcome outcome = nl_meter_allow(algorithm, &t->us, &t->rule, slot, fp, now, limit, cost, patience, view);
         if (NL_LIKELY(outcome != NL_GONE)) return outcome;
     }
     return nl_check_slow(t, fp, now, limit, cost, patience, view);
+}
+
+/* The same by a meter: the ways of each in code of its own. */
+NL_ALWAYS_INLINE nl_outcome nl_meter_check(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_patience patience,
+                                           nl_view *view) {
+    if (t->rule.algorithm == NL_GCRA) return nl_meter_check_as(NL_GCRA, t, fp, now_ns, cost, patience, view);
+    if (t->rule.algorithm == NL_FIXED_WINDOW) return nl_meter_check_as(NL_FIXED_WINDOW, t, fp, now_ns, cost, patience, view);
+    return nl_meter_check_as(NL_SLIDING_COUNTER, t, fp, now_ns, cost, patience, view);
 }
 
 /* By whatever the table counts with. */
