@@ -257,7 +257,7 @@ static void sequence_batch(sequence *s) { /* of keys that are there: a newcomer 
     nl_fingerprint fps[NL_GROUP];
     uint32_t ks[NL_GROUP], n = 0, allowed = 0, refusals = refusal.refused;
     unsigned char outcomes[NL_GROUP];
-    nl_tally tally = {0, 0, 0, 0, 0};
+    nl_tally tally = {0, 0, 0, 0};
     for (uint32_t i = 0, wanted = sequence_byte(s) % (NL_GROUP + 1); i < wanted; i++) {
         ks[n] = sequence_pick_key(s);
         fps[n] = s->fps[ks[n]];

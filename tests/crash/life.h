@@ -123,7 +123,7 @@ static inline void life_end(life *l) { model_close(&l->model); }
 static void life_act(nl_table *t, const nl_config *config, life_deed d, uint64_t now_ns, life_result *r) {
     nl_fingerprint fps[NL_GROUP];
     unsigned char outcomes[NL_GROUP];
-    nl_tally tally = {0, 0, 0, 0, 0};
+    nl_tally tally = {0, 0, 0, 0};
     bool stalled = false;
     r->outcome = 0;
     r->freed = 0;
