@@ -1,9 +1,9 @@
 """How does each algorithm treat the same requests? A picture, made by real runs.
 
-A user may make 10 requests a minute. He tries every second, in bursts: from 0:40 to 1:20, across the
-edge of a window that began with one early request, and again from 3:00 to 5:00, without a pause. The
-picture shows which of his requests pass, and how many passed within the minute that ends there:
-where the line goes above 10, a window of one minute held more than the limit.
+A user may make 10 requests a minute. He makes one at 0:00, tries every second from 0:40 to 1:20,
+across the edge of a window that began with that first one, and again from 3:00 to 5:00. The picture
+shows which of his requests pass, and how many passed within the minute that ends there: where the
+line goes above 10, a window of one minute held more than the limit.
 
   python benchmarks/algorithms.py                                     numbers only
   python benchmarks/algorithms.py --plot docs/images/algorithms.png

@@ -53,7 +53,9 @@ WATCHED = (
     *(f"{meter} {row}" for meter in METERS for row in ("denied", "inline")),
 )  # fmt: skip
 ROWS = ("empty loop", "short loop", "empty method", "method + clock", *WATCHED)
-LOOPS = {row: "short loop" for row in WATCHED if row.endswith("inline")}  # the loop that is taken off, where it is not the empty loop
+LOOPS = {
+    row: "short loop" for row in WATCHED if row.endswith("inline")
+}  # the loop that is taken off, where it is not the empty loop
 
 # What valgrind runs: everything is set up for 2N calls, then `times` (N or 2N) calls are made.
 PROGRAM = """

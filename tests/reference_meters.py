@@ -100,7 +100,7 @@ class Meter:
         return self.live(key, now_ns) is not None
 
     def holds(self, key: Hashable, now_ns: int) -> bool:
-        """Is the key's slot live? A bucket whose limit was raised may be full before it falls idle."""
+        """Is its slot live? With a raised limit a bucket may be full before that ends."""
         state = self.states.get(key)
         return state is not None and self.now(state, now_ns // self.tick) < self.idle_from(state)
 

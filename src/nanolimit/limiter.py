@@ -302,8 +302,8 @@ class RateLimiter(Verbs):
 
             The arguments that follow are for shared tables only.
         on_mismatch: What happens if the table was made for another limit, window, algorithm,
-            `max_keys`, `typical` or kind of clock. ``"error"``: a `SharedTableError` that names each.
-            ``"adopt"``: the limiter takes the table's (but not another kind of clock).
+            `max_keys`, `typical` or kind of clock. ``"error"``: a `SharedTableError` that names
+            each. ``"adopt"``: the limiter takes the table's (but not another kind of clock).
             ``"replace"``: the new ones hold. If only the limit differs, and the table has room
             for it, then at once and for all; else a new table takes the name, and processes that
             use the old one go on with that until they are restarted.

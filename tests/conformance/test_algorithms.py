@@ -267,7 +267,9 @@ def test_handlers_hear_of_it(algorithm: Any) -> None:
 
     heard: list[tuple[str, object]] = []
     telemetry.attach(
-        "conformance", ["allowed", "denied"], lambda event, _, meta: heard.append((event, meta["key"]))
+        "conformance",
+        ["allowed", "denied"],
+        lambda event, _, meta: heard.append((event, meta["key"])),
     )
     try:
         limiter = RateLimiter(1, algorithm=algorithm)
@@ -323,9 +325,7 @@ def test_twice_the_limit_is_never_reached_in_a_window(algorithm: Any) -> None:
     most = 0
     for start in range(0, 2 * window, 37):
         clock = NanoClock(5_000)
-        limiter = RateLimiter(
-            Quota._of(limit, window), algorithm=algorithm, clock=clock
-        )
+        limiter = RateLimiter(Quota._of(limit, window), algorithm=algorithm, clock=clock)
         passed: list[int] = []
         if limiter.allow("user"):  # opens a window; the rest waits for its end
             passed.append(clock.ns)

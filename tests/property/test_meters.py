@@ -61,7 +61,9 @@ def test_every_answer_is_the_definitions(algorithm: str, data: st.DataObject) ->
         step = data.draw(
             st.one_of(
                 st.just(0),
-                st.sampled_from([1, tick, tick - 1, share, window_ns, window_ns - 1, window_ns + 1]),
+                st.sampled_from(
+                    [1, tick, tick - 1, share, window_ns, window_ns - 1, window_ns + 1]
+                ),
                 st.sampled_from([last_wait_ns, last_wait_ns - 1, 2 * window_ns, -1, -tick]),
                 st.integers(0, 2 * window_ns),
                 st.integers(-3 * window_ns, 0),
@@ -71,7 +73,9 @@ def test_every_answer_is_the_definitions(algorithm: str, data: st.DataObject) ->
         key = data.draw(st.sampled_from(KEYS))
         costs = st.one_of(st.sampled_from([0, 1, 1, 1, meter.limit]), st.integers(1, meter.limit))
         cost = data.draw(costs)
-        verb = data.draw(st.sampled_from(["check"] * 6 + ["peek", "allow", "many", "limit", "reset"]))
+        verb = data.draw(
+            st.sampled_from(["check"] * 6 + ["peek", "allow", "many", "limit", "reset"])
+        )
         if verb == "check":
             verdict = meter.check(key, clock.ns, cost)
             agrees(limiter, meter, limiter.check(key, cost), verdict)
@@ -84,7 +88,9 @@ def test_every_answer_is_the_definitions(algorithm: str, data: st.DataObject) ->
             expected = [meter.check(one, clock.ns, cost).allowed for one in (key, "a", key)]
             assert limiter.allow_many([key, "a", key], cost) == expected
         elif verb == "limit":
-            new = data.draw(st.one_of(limits, st.integers(max(1, limit - 2), min(2**24, limit + 2))))
+            new = data.draw(
+                st.one_of(limits, st.integers(max(1, limit - 2), min(2**24, limit + 2)))
+            )
             meter.set_limit(new)
             limiter._engine.set_limit(new)
         else:

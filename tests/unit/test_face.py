@@ -545,8 +545,15 @@ def test_the_modules_form_layers() -> None:
         "header": {"_core", "algorithm", "clock", "errors", "quota"},
         "table": {"_core", "algorithm", "clock", "errors", "header", "place", "quota"},
         "shared": {
-            "_core", "algorithm", "clock", "errors", "header", "place", "quota", "table",
-        },  # fmt: skip
+            "_core",
+            "algorithm",
+            "clock",
+            "errors",
+            "header",
+            "place",
+            "quota",
+            "table",
+        },
         "limiter": {"_core", "algorithm", "clock", "errors", "quota", "table"},
         "default": {"limiter"},
         "pytest_plugin": {"clock"},

@@ -81,7 +81,9 @@ def test_a_new_limit_holds_at_once_and_for_all(algorithm: Any, folder: Path) -> 
     """Any limit fits in the same table."""
     old = RateLimiter(6, per=3_600, shared="api", algorithm=algorithm)
     old.allow("user", 4)
-    new = RateLimiter(1_000_000, per=3_600, shared="api", algorithm=algorithm, on_mismatch="replace")
+    new = RateLimiter(
+        1_000_000, per=3_600, shared="api", algorithm=algorithm, on_mismatch="replace"
+    )
     assert new.stats().allowed == 1, "the same table"
     assert old.quota.limit == 1_000_000
     assert old.allow("user", 999_000)
