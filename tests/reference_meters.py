@@ -134,6 +134,8 @@ class Gcra(Meter):
         return max(tick, state.idle_from - self.window)
 
     def used(self, state: Bucket, tick: int) -> Fraction:  # type: ignore[override]
+        if tick >= state.idle_from:
+            return Fraction(0)  # by the limit that it was counted with, it is full again
         missing = max(Fraction(0), (self.tat(state) - tick) * self.limit / self.window)
         return missing if state.spent else min(missing, Fraction(state.units))
 
@@ -149,7 +151,8 @@ class Gcra(Meter):
         return replace(made, idle_from=ceil(self.tat(made)))
 
     def instants(self, state: Bucket, free: int) -> list[int]:  # type: ignore[override]
-        return [ceil(self.tat(state) - (self.limit - free) * Fraction(self.window, self.limit))]
+        left = (self.limit - free) * Fraction(self.window, self.limit)
+        return [ceil(self.tat(state) - left), state.idle_from]
 
     def idle_from(self, state: Bucket) -> int:  # type: ignore[override]
         return state.idle_from

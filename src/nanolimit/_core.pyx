@@ -1045,9 +1045,10 @@ cdef PyObject *short_check "nl_short_check" (PyObject *self, nl_table *t, PyObje
     return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
 
 
-# The same for tables that count by meters, in code of its own for each algorithm: nl_meter_check_as is inlined into each.
+# The same for tables that count by meters, in code of its own for each algorithm.
 
-cdef inline PyObject *meter_allow "nl_meter_allow_as" (uint32_t algorithm, PyObject *self, nl_table *t, PyObject *key) except NULL:
+cdef inline PyObject *meter_allow "nl_meter_allow_as" (uint32_t algorithm, PyObject *self, nl_table *t,
+                                                       PyObject *key) except NULL:
     cdef nl_fingerprint fp
     cdef uint64_t now_ns = nl_clock_ns(t.clock)
     cdef int outcome

@@ -415,6 +415,18 @@ static void meters_refunds(uint32_t algorithm, uint32_t limit, uint32_t rounds) 
             nl_peek(&t, key_of(k), now, 1, NL_WAITING, &after);
             CREW_REQUIRE(nl_view_same(&before, &after), "algorithm %u: %u before, %u after", algorithm, before.used, after.used);
         }
+        /* Key 2 gets a refund for what key 3 never had: it must not come off better, and without a pause not worse. */
+        const uint32_t first = 1 + cost / 2, second = 1 + (uint32_t)(random >> 48) % limit;
+        const uint64_t pause = random >> 5 & 1 ? (random >> 28) % (2 * SLIDING_WINDOW) : 0;
+        for (uint32_t key = 2; key < 4; key++) nl_reset(&t, key_of(key), now, NL_WAITING);
+        check_any(&t, key_of(2), now, first, NULL);
+        if (!(check_any(&t, key_of(2), now + pause, second, NULL) & NL_ALLOWED)) continue;
+        check_any(&t, key_of(3), now + pause, second, NULL);
+        meters_refund(&t, key_of(2), now, now + pause, first);
+        nl_peek(&t, key_of(2), now + pause, 1, NL_WAITING, &after);
+        nl_peek(&t, key_of(3), now + pause, 1, NL_WAITING, &later);
+        CREW_REQUIRE(pause ? after.used >= later.used : after.used == later.used, "algorithm %u: %u and %u counted, %u given back after %" PRIu64 ": %u",
+                     algorithm, first, second, first, pause, after.used);
         verify(&t);
     }
     nl_table_close(&t);

@@ -43,6 +43,7 @@ enum { NL_METER_OTHER = 3 }; /* head ^ NL_METER_OTHER is the other place */
 typedef struct { /* a state as it is at one instant: windows that are over have been moved on */
     uint64_t now;    /* tick: the clock's, unless that went back */
     uint64_t stamp;  /* in full */
+    uint64_t kept;   /* gcra: the stamp in the slot, by which it falls idle; another one if the limit has changed */
     uint32_t word, before; /* ring[head + 1]; ring[head + 2] */
     uint32_t part;   /* gcra: the fraction of TAT's tick, in 1/limit; TAT = stamp + window - (part != 0) + part / limit */
     bool live;       /* if not, the rest says nothing */
@@ -68,6 +69,7 @@ NL_ALWAYS_INLINE void nl_meter_move_on(const nl_rule *rule, uint32_t limit, nl_m
     if (age < 0) m->now = m->stamp; /* gcra: whoever counted last saw TAT at most a window ahead */
     if (m->algorithm == NL_GCRA) {
         const uint64_t ticks = (uint64_t)rule->window * (m->word & ~NL_GCRA_SPENT); /* below 2^54 */
+        m->kept = m->stamp;
         m->part = (uint32_t)(ticks % limit);
         if (NL_UNLIKELY(m->before != limit)) { /* it has changed (0 is a damaged file's) */
             const uint64_t was = m->before ? m->before : limit;
@@ -84,7 +86,7 @@ NL_ALWAYS_INLINE bool nl_meter_read_as(uint32_t algorithm, const nl_rule *rule, 
     const nl_shape s = nl_meter_shape();
     uint32_t head = nl_meta_head(s, meta);
     m->now = now.tick;
-    m->stamp = 0;
+    m->stamp = m->kept = 0;
     m->word = m->before = m->part = 0;
     m->live = false;
     if (!nl_meta_count(s, meta)) return true;
@@ -187,7 +189,7 @@ NL_ALWAYS_INLINE void nl_meter_add(const nl_rule *rule, nl_meter *m, nl_now now,
         } else {
             m->word = 0;
         }
-        m->stamp = nl_gcra_stamp(rule, start, cost, limit);
+        m->stamp = m->kept = nl_gcra_stamp(rule, start, cost, limit);
         if (cost > limit) m->word = NL_GCRA_SPENT, cost = (cost - 1) % limit + 1;
         m->word |= cost;
         m->part = (uint32_t)((uint64_t)rule->window * cost % limit);
@@ -223,6 +225,9 @@ static inline void nl_meter_view(const nl_rule *rule, const nl_meter *m, uint32_
         view->used = room < limit ? limit - (uint32_t)room : 0;
         view->oldest_tick = nl_gcra_after(rule, m, limit, (uint32_t)room + 1) - window;
         if (!fits) view->deciding_tick = nl_gcra_after(rule, m, limit, cost) - window;
+        uint64_t *ticks[] = {&view->newest_tick, &view->oldest_tick, &view->deciding_tick};
+        for (int i = 0; i < 3; i++) /* not beyond where it falls idle */
+            if ((int64_t)(*ticks[i] - m->kept) > 0) *ticks[i] = m->kept;
     } else {
         view->used = m->word + (uint32_t)((nl_counter_before(m) + window - 1) / window);
         if (!m->word) view->newest_tick -= window;
