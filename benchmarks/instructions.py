@@ -15,7 +15,8 @@ counted).
   python benchmarks/instructions.py --update      record the counts for this pair
 
 Needs valgrind. The `allowed` row is a user with about a thousand live stamps, `inline` the second
-to fifth request of a user, whose stamps are in the slot itself; all of them are allowed.
+to fifth request of a user, whose stamps are in the slot itself; all of them are allowed. The same
+two rows for each of the other algorithms.
 """
 
 from __future__ import annotations
@@ -46,9 +47,15 @@ from harness import (
 
 BASELINES = HERE / "instructions.json"
 TOLERANCE = 0.05
-WATCHED = ("denied", "allowed", "inline")
+METERS = ("gcra", "fixed-window", "sliding-counter")
+WATCHED = (
+    "denied", "allowed", "inline",
+    *(f"{meter} {row}" for meter in METERS for row in ("denied", "inline")),
+)  # fmt: skip
 ROWS = ("empty loop", "short loop", "empty method", "method + clock", *WATCHED)
-LOOPS = {"inline": "short loop"}  # the loop that is taken off, where it is not the empty loop
+LOOPS = {
+    row: "short loop" for row in WATCHED if row.endswith("inline")
+}  # the loop that is taken off, where it is not the empty loop
 
 # What valgrind runs: everything is set up for 2N calls, then `times` (N or 2N) calls are made.
 PROGRAM = """
@@ -57,6 +64,12 @@ from itertools import repeat
 import nanolimit
 from nanolimit._core import Control
 row, calls, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+algorithm, _, own = row.rpartition(" ")
+if own in ("denied", "inline"):
+    row = own
+else:
+    algorithm = ""
+algorithm = algorithm or "sliding-log"
 control = Control()
 users = [f"user:{number}" for number in range(2 * calls // 800)]
 turns = 400 * times // calls
@@ -68,7 +81,7 @@ if row == "empty method":
 elif row == "method + clock":
     call = control.clock
 elif row == "denied":
-    limiter = nanolimit.RateLimiter(5, per=3600)
+    limiter = nanolimit.RateLimiter(5, per=3600, algorithm=algorithm)
     for user in users:
         for _ in range(5):
             limiter.allow(user)
@@ -80,7 +93,7 @@ elif row == "allowed":
             limiter.allow(user)
     call = limiter.allow
 elif row == "inline":
-    limiter = nanolimit.RateLimiter(5, per=3600)
+    limiter = nanolimit.RateLimiter(5, per=3600, algorithm=algorithm)
     for user in users:
         limiter.allow(user)
     call = limiter.allow

@@ -132,6 +132,7 @@ FIELDS = {
     "max_keys": (48, "=I"),
     "layout_limit": (52, "=I"),
     "typical": (56, "=I"),
+    "algorithm": (60, "=I"),
     "boot_id": (64, "16s"),
     "pid_namespace": (80, "=Q"),
     "time_namespace": (88, "=Q"),

@@ -83,6 +83,11 @@ cdef class Bundle:
         return tuple(limiter.quota for limiter in self.limiters)
 
     @property
+    def algorithm(self) -> str:
+        """How it counts, all quotas alike."""
+        return self.first.algorithm
+
+    @property
     def clock(self):
         return self.first.clock
 
@@ -178,7 +183,7 @@ cdef class Bundle:
         outcome = settle_all(self, outcome, key, units, now_ns, claims, True)
         token = None
         if outcome & NL_ALLOWED:
-            token = tuple([None if claims[i].outcome & NL_UNTRACKED else claims[i].view.newest_tick for i in range(self.n)])
+            token = tuple([None if claims[i].outcome & NL_UNTRACKED else token_of(claims[i].table, &claims[i].view) for i in range(self.n)])
         return decision_of(self, claims, outcome, seconds), token
 
     def give_back(self, key, units, token=None):
@@ -497,5 +502,5 @@ cdef PyObject *short_bundle_check(PyObject *self, PyObject **args, Py_ssize_t n,
     return new_ref(decision_of(bundle, claims, outcome, EXACT))
 
 
-put_in_front(Bundle, "allow", short_bundle_allow, &long_bundle_allow)
-put_in_front(Bundle, "check", short_bundle_check, &long_bundle_check)
+put_in_front(Bundle, "allow", <fastcall><void *>short_bundle_allow, &long_bundle_allow)
+put_in_front(Bundle, "check", <fastcall><void *>short_bundle_check, &long_bundle_check)

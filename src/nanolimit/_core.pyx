@@ -60,7 +60,7 @@ cdef extern from "core/batch.h" nogil:
         pass
     ctypedef struct nl_rule:
         uint64_t tick_ns
-        uint32_t window, limit
+        uint32_t window, limit, algorithm
     ctypedef struct nl_counters:
         pass
     ctypedef struct nl_head:
@@ -97,7 +97,7 @@ cdef extern from "core/batch.h" nogil:
         uint64_t window_ns
         uint32_t max_keys, on_full
         uint64_t *secret
-        uint32_t typical
+        uint32_t typical, algorithm
     ctypedef struct nl_view:
         uint64_t now_ns, newest_tick, oldest_tick, deciding_tick
         uint32_t used, limit
@@ -107,8 +107,9 @@ cdef extern from "core/batch.h" nogil:
     enum:
         NL_DENIED, NL_ALLOWED, NL_UNTRACKED, NL_DISPLACED, NL_WOULD_WAIT
         NL_QUICKLY, NL_WAITING
-        NL_FLAG_CLOSED, NL_FLAG_CLOCK, NL_FLAG_EVENTS, NL_FLAG_CHILD
-        NL_LIMIT_MOST
+        NL_FLAG_CLOSED, NL_FLAG_CLOCK, NL_FLAG_EVENTS, NL_FLAG_CHILD, NL_FLAG_ALGORITHM
+        NL_LIMIT_MOST, NL_METER_LIMIT_MOST
+        NL_GCRA, NL_FIXED_WINDOW, NL_SLIDING_COUNTER
         NL_KEY_BYTES, NL_KEY_INT, NL_KEY_INT_NEGATIVE, NL_KEY_INT_LARGE, NL_KEY_UUID, NL_KEY_ADDRESS, NL_KEY_TUPLE
         NL_COUNT_ALLOWED, NL_COUNT_DENIED, NL_COUNT_OVERFLOWED, NL_COUNT_EVICTED, NL_COUNT_STALLED
         NL_GROUP
@@ -130,6 +131,9 @@ cdef extern from "core/batch.h" nogil:
     void nl_store32(uint32_t *, uint32_t)
     nl_outcome nl_untracked(bint, uint32_t, uint32_t, uint64_t, nl_view *)
     nl_outcome nl_check(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
+    nl_outcome nl_meter_check_as(uint32_t, nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
+    nl_outcome nl_check_any(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
+    uint32_t nl_limit_most(uint32_t)
     nl_outcome nl_peek(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
     nl_outcome nl_reset(nl_table *, nl_fingerprint, uint64_t, int)
     void nl_check_group(nl_table *, const nl_fingerprint *, uint32_t, uint64_t, uint32_t, bint, unsigned char *, nl_tally *)
@@ -165,7 +169,7 @@ cdef extern from "core/clock.h" nogil:
 
 cdef extern from "core/claim.h" nogil:
     ctypedef struct nl_now:
-        uint64_t ns
+        uint64_t ns, tick
     ctypedef struct nl_claim:
         nl_table *table
         nl_fingerprint fp
@@ -176,6 +180,7 @@ cdef extern from "core/claim.h" nogil:
     enum:
         NL_CLAIMS_MOST, NL_QUOTAS_MOST
     nl_now nl_rule_now(const nl_rule *, uint64_t)
+    uint64_t nl_now_rounded_up(nl_now, uint64_t)
     nl_outcome nl_claims_check(nl_claim *, uint32_t, bint, int)
 
 cdef extern from "core/refund.h" nogil:
@@ -198,12 +203,12 @@ cdef extern from "core/shared.h" nogil:
         char *magic
         uint32_t version, byte_order, word_bytes, page_bytes, header_bytes, state
         uint64_t file_bytes, window_ns
-        uint32_t max_keys, layout_limit, typical
+        uint32_t max_keys, layout_limit, typical, algorithm
         nl_origin origin
         uint64_t digest
     uint64_t nl_header_digest(const nl_header *)
     uint64_t nl_shared_bytes(const nl_config *)
-    bint nl_shared_same_layout(uint32_t, uint32_t, uint64_t)
+    bint nl_shared_same_layout(uint32_t, uint32_t, uint64_t, uint32_t)
     void nl_shared_format(void *, const nl_config *, const nl_origin *)
     const char *nl_shared_open(nl_table *, int, const char *, uint32_t, uint64_t, bint)
     int nl_shared_register(nl_table *)
@@ -253,6 +258,10 @@ cdef enum:
     EVENT_DENIED = 2
     EVENT_OVERFLOW = 4
     EVENT_EVICTED = 8
+
+ALGORITHMS = ("sliding-log", "gcra", "fixed-window", "sliding-counter")  # in the order of log.h's numbers
+MAX_LOG_LIMIT = NL_LIMIT_MOST
+MAX_METER_LIMIT = NL_METER_LIMIT_MOST
 
 cdef double EXACT = INFINITY  # in place of a clock's float seconds: the time is known in nanoseconds
 
@@ -553,9 +562,10 @@ cdef class Limiter:
     """
 
     def __cinit__(self, quota, *, limit, window_ns, str name not None, max_keys, str on_full not None, clock, table=None,
-                  path=None, stall_ns=0, str on_stall not None="allow", make_quota=None, Limiter kin=None):
-        """table: the descriptor of a shared table's file, which says what limit, window_ns and max_keys are. kin: whose secret it shares,
-        in a Bundle."""
+                  path=None, stall_ns=0, str on_stall not None="allow", make_quota=None, str algorithm not None="sliding-log",
+                  Limiter kin=None):
+        """table: the descriptor of a shared table's file, which says what limit, window_ns, max_keys and algorithm are. kin: whose secret it
+        shares, in a Bundle."""
         cdef nl_config config
         cdef bytes secret = os.urandom(16)
         self.quota_now = quota
@@ -573,6 +583,7 @@ cdef class Limiter:
             config.window_ns = window_ns
             config.max_keys = max_keys
             config.on_full = ON_FULL[on_full]
+            config.algorithm = ALGORITHMS.index(algorithm)
             if kin is not None:
                 memcpy(config.secret, &table_of(kin).head.secret, 16)
             else:
@@ -642,12 +653,19 @@ cdef class Limiter:
         """As of a Bundle: the one there is."""
         return (self.quota,)
 
+    @property
+    def algorithm(self) -> str:
+        """How it counts; of a shared table, what the file says."""
+        return ALGORITHMS[(<nl_table *>self.table).rule.algorithm]
+
     def set_limit(self, limit):
         """Changes the limit in force, at once and for all who use the table."""
         cdef nl_table *t = <nl_table *>self.table
         self.be_ready()
         whole = index(limit)
-        if not 1 <= whole <= NL_LIMIT_MOST or not nl_shared_same_layout(t.rule.limit, whole, t.head.window_ns):
+        if not 1 <= whole <= nl_limit_most(t.rule.algorithm):
+            raise ValueError(f"limit must be from 1 to {nl_limit_most(t.rule.algorithm)}, got {short(whole)}")
+        if not nl_shared_same_layout(t.rule.limit, whole, t.head.window_ns, t.rule.algorithm):
             raise ValueError(f"limit must be one that the table is laid out for, as it is for {t.rule.limit}, got {short(whole)}")
         nl_store32(&t.head.limit, whole)
 
@@ -694,7 +712,7 @@ cdef class Limiter:
                     NL_TALLY(t, NL_COUNT_STALLED, 1)
                     outcome = nl_untracked(self.stall_allows, nl_load32(&t.head.limit), units, now_ns, into)
             return outcome
-        outcome = nl_check(t, fp, now_ns, units, NL_QUICKLY, <nl_view *>view)
+        outcome = nl_check_any(t, fp, now_ns, units, NL_QUICKLY, <nl_view *>view)
         return settle(self, fp, outcome, key, units, now_ns, <nl_view *>view)
 
     cdef int be_ready(self) except -1:
@@ -856,7 +874,7 @@ cdef class Limiter:
         """As check(); and, if it was counted, a token for give_back(), else None."""
         decision = self.check(key, cost)
         cdef Decision d = decision
-        return d, (d.view.newest_tick,) if d.allowed and not d.untracked and index(cost) else None
+        return d, (token_of(table_of(self), &d.view),) if d.allowed and not d.untracked and index(cost) else None
 
     def give_back(self, key, units, token=None):
         """Gives back up to so many units of a token, or (None) of those counted last. How many still counted."""
@@ -986,6 +1004,14 @@ cdef class Limiter:
         return orphans
 
 
+cdef uint64_t token_of(nl_table *t, const nl_view *view):
+    """By what the units of a request that was just counted are known (core/refund.h): their stamp; with a meter, the time."""
+    if t.rule.algorithm == 0:
+        return view.newest_tick
+    now = nl_rule_now(&t.rule, view.now_ns)
+    return now.tick if t.rule.algorithm == NL_GCRA else nl_now_rounded_up(now, t.rule.tick_ns)
+
+
 cdef frozenset UNSIGNED = frozenset("QLN")
 
 
@@ -1058,7 +1084,7 @@ cdef int settle(Limiter limiter, nl_fingerprint fp, int outcome, object key, uin
     if outcome & NL_WOULD_WAIT:
         displaced = outcome & NL_DISPLACED  # it may have made room already
         with nogil:
-            outcome = nl_check(t, fp, now_ns, units, NL_WAITING, view)
+            outcome = nl_check_any(t, fp, now_ns, units, NL_WAITING, view)
         outcome |= displaced
         if outcome & NL_WOULD_WAIT:
             stalled = True
@@ -1075,68 +1101,145 @@ cdef int settle(Limiter limiter, nl_fingerprint fp, int outcome, object key, uin
 # --- the short way ---------------------------------------------------------------------------------------------------
 #
 # Nearly every call is allow(key): one argument, no handlers, the system's clock. Cython's wrapper of a method with an optional
-# argument costs as much as the whole check (docs/design.md has the counts), so these two stand in front of the
-# wrappers, with the same C signature, and pass on what is not theirs.
+# argument costs as much as the whole check (docs/design.md has the counts), so these stand in front of the wrappers, with the
+# same C signature, and pass on what is not theirs: front_allow() and front_check() only jump.
 
-ctypedef PyObject *(*fastcall)(PyObject *, PyObject **, Py_ssize_t, PyObject *) except NULL
+cdef extern from *:
+    """
+    /* Out of line: else the fronts would save registers for them before they know which way to go. */
+    static NL_NOINLINE PyObject *nl_short_allow(PyObject *, nl_table *, PyObject *);
+    static NL_NOINLINE PyObject *nl_short_check(PyObject *, nl_table *, PyObject *);
+    NL_ALWAYS_INLINE PyObject *nl_meter_allow_as(uint32_t, PyObject *, nl_table *, PyObject *);
+    """
+
+ctypedef PyObject *(*fastcall)(PyObject *, PyObject **, Py_ssize_t, PyObject *) noexcept  # NULL: an error is set
+ctypedef PyObject *(*short_way)(PyObject *, nl_table *, PyObject *) noexcept  # as above
 cdef fastcall long_allow = NULL
 cdef fastcall long_check = NULL
 
 
-cdef PyObject *short_allow(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *names) except NULL:
-    cdef nl_table *t = <nl_table *>(<Limiter>self).table
+cdef PyObject *short_allow "nl_short_allow" (PyObject *self, nl_table *t, PyObject *key) except NULL:
     cdef nl_fingerprint fp
     cdef uint64_t now_ns
     cdef int outcome
-    if n != 1 or names != NULL or flags_of(t):
-        return long_allow(self, args, n, names)
     now_ns = nl_clock_ns(t.clock)  # first: the processor hashes while it waits for the clock, but not the other way round
-    if is_str(args[0]):  # without touching its reference count, which threads may fight over
-        fp = hash_of_str(t, args[0])
+    if is_str(key):  # without touching its reference count, which threads may fight over
+        fp = hash_of_str(t, key)
     else:
-        fingerprint_of_other(t, <object>args[0], &fp)
+        fingerprint_of_other(t, <object>key, &fp)
     outcome = nl_check(t, fp, now_ns, 1, NL_QUICKLY, NULL)
     if outcome == NL_DENIED:
         NL_TALLY(t, NL_COUNT_DENIED, 1)
         return new_bool(False)
     if outcome != NL_ALLOWED:
-        return new_bool(settle(<Limiter>self, fp, outcome, <object>args[0], 1, now_ns, NULL) & NL_ALLOWED)
+        return new_bool(settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, NULL) & NL_ALLOWED)
     NL_TALLY(t, NL_COUNT_ALLOWED, 1)
     return new_bool(True)
 
 
-cdef PyObject *short_check(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *names) except NULL:
-    cdef nl_table *t = <nl_table *>(<Limiter>self).table
+cdef PyObject *short_check "nl_short_check" (PyObject *self, nl_table *t, PyObject *key) except NULL:
     cdef nl_fingerprint fp
     cdef uint64_t now_ns
     cdef int outcome
     cdef nl_view view
-    if n != 1 or names != NULL or flags_of(t):
-        return long_check(self, args, n, names)
     now_ns = nl_clock_ns(t.clock)
-    if is_str(args[0]):  # without touching its reference count, which threads may fight over
-        fp = hash_of_str(t, args[0])
+    if is_str(key):
+        fp = hash_of_str(t, key)
     else:
-        fingerprint_of_other(t, <object>args[0], &fp)
+        fingerprint_of_other(t, <object>key, &fp)
     outcome = nl_check(t, fp, now_ns, 1, NL_QUICKLY, &view)
     if outcome <= NL_ALLOWED:
         NL_TALLY(t, NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
     else:
-        outcome = settle(<Limiter>self, fp, outcome, <object>args[0], 1, now_ns, &view)
+        outcome = settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, &view)
     return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
 
 
-cdef int put_in_front(type of, str name, fastcall short_way, fastcall *long_way) except -1:
+# The same for tables that count by meters, in code of its own for each algorithm.
+
+cdef inline PyObject *meter_allow "nl_meter_allow_as" (uint32_t algorithm, PyObject *self, nl_table *t,
+                                                       PyObject *key) except NULL:
+    cdef nl_fingerprint fp
+    cdef uint64_t now_ns = nl_clock_ns(t.clock)
+    cdef int outcome
+    if is_str(key):
+        fp = hash_of_str(t, key)
+    else:
+        fingerprint_of_other(t, <object>key, &fp)
+    outcome = nl_meter_check_as(algorithm, t, fp, now_ns, 1, NL_QUICKLY, NULL)
+    if outcome == NL_DENIED:
+        NL_TALLY(t, NL_COUNT_DENIED, 1)
+        return new_bool(False)
+    if outcome != NL_ALLOWED:
+        return new_bool(settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, NULL) & NL_ALLOWED)
+    NL_TALLY(t, NL_COUNT_ALLOWED, 1)
+    return new_bool(True)
+
+
+cdef PyObject *gcra_allow(PyObject *self, nl_table *t, PyObject *key) except NULL:
+    return meter_allow(NL_GCRA, self, t, key)
+
+cdef PyObject *fixed_window_allow(PyObject *self, nl_table *t, PyObject *key) except NULL:
+    return meter_allow(NL_FIXED_WINDOW, self, t, key)
+
+cdef PyObject *sliding_counter_allow(PyObject *self, nl_table *t, PyObject *key) except NULL:
+    return meter_allow(NL_SLIDING_COUNTER, self, t, key)
+
+
+cdef short_way meter_allows[4]
+meter_allows[<int>NL_GCRA] = <short_way><void *>gcra_allow
+meter_allows[<int>NL_FIXED_WINDOW] = <short_way><void *>fixed_window_allow
+meter_allows[<int>NL_SLIDING_COUNTER] = <short_way><void *>sliding_counter_allow
+
+
+cdef PyObject *meter_check(PyObject *self, nl_table *t, PyObject *key) except NULL:
+    cdef nl_fingerprint fp
+    cdef uint64_t now_ns = nl_clock_ns(t.clock)
+    cdef int outcome
+    cdef nl_view view
+    if is_str(key):
+        fp = hash_of_str(t, key)
+    else:
+        fingerprint_of_other(t, <object>key, &fp)
+    outcome = nl_check_any(t, fp, now_ns, 1, NL_QUICKLY, &view)
+    if outcome <= NL_ALLOWED:
+        NL_TALLY(t, NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
+    else:
+        outcome = settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, &view)
+    return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
+
+
+cdef PyObject *front_allow(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *names) noexcept:
+    cdef nl_table *t = <nl_table *>(<Limiter>self).table
+    if n == 1 and names == NULL:
+        if flags_of(t) == 0:
+            return (<short_way><void *>short_allow)(self, t, args[0])
+        if flags_of(t) == NL_FLAG_ALGORITHM:
+            return meter_allows[t.rule.algorithm](self, t, args[0])
+    return long_allow(self, args, n, names)
+
+
+cdef PyObject *front_check(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *names) noexcept:
+    cdef nl_table *t = <nl_table *>(<Limiter>self).table
+    if n == 1 and names == NULL:
+        if flags_of(t) == 0:
+            return (<short_way><void *>short_check)(self, t, args[0])
+        if flags_of(t) == NL_FLAG_ALGORITHM:
+            return (<short_way><void *>meter_check)(self, t, args[0])
+    return long_check(self, args, n, names)
+
+
+cdef int put_in_front(type of, str name, fastcall front, fastcall *long_way) except -1:
     """Bound methods keep a pointer to their type's method record; the record gets the short way, which knows the long one."""
     cdef PyMethodDef *method = (<PyMethodDescrObject *><PyObject *>of.__dict__[name]).d_method
     if method.ml_flags == METH_FASTCALL | METH_KEYWORDS:  # else this Python calls methods in another way: it goes the long one
         long_way[0] = <fastcall><void *>method.ml_meth
-        method.ml_meth = <PyCFunction><void *>short_way
+        method.ml_meth = <PyCFunction><void *>front
     return 0
 
 
-put_in_front(Limiter, "allow", short_allow, &long_allow)
-put_in_front(Limiter, "check", short_check, &long_check)
+put_in_front(Limiter, "allow", front_allow, &long_allow)
+put_in_front(Limiter, "check", front_check, &long_check)
 
 
 cdef void check_all(nl_table *t, bint stalled_allows, const nl_fingerprint *fps, const char *words, Py_ssize_t stride,
@@ -1186,7 +1289,7 @@ cdef int allow_fingerprint(Limiter limiter, nl_fingerprint fp, long long cost, c
         return -1
     if cost == 0:
         return 1
-    outcome = nl_check(t, fp, nl_clock_ns(t.clock), <uint32_t>cost, NL_WAITING, NULL)
+    outcome = nl_check_any(t, fp, nl_clock_ns(t.clock), <uint32_t>cost, NL_WAITING, NULL)
     if outcome & NL_WOULD_WAIT:
         nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_STALLED, 1)
         outcome = (outcome & NL_DISPLACED) | (NL_ALLOWED if limiter.stall_allows else NL_DENIED)
@@ -1234,7 +1337,7 @@ cdef int open_shared(nl_table *t, int fd, path, uint32_t on_full, uint64_t stall
     return 0
 
 
-cdef nl_config config_of(limit, window_ns, max_keys, typical) except *:
+cdef nl_config config_of(limit, window_ns, max_keys, typical, str algorithm) except *:
     cdef nl_config config
     if not 1 <= max_keys <= NL_SHARED_KEYS_MOST:
         raise ValueError(f"max_keys must be from 1 to 2**30 for a shared table, got {max_keys}")
@@ -1246,24 +1349,25 @@ cdef nl_config config_of(limit, window_ns, max_keys, typical) except *:
     config.on_full = 0
     config.secret[0] = config.secret[1] = 0
     config.typical = typical
+    config.algorithm = ALGORITHMS.index(algorithm)
     return config
 
 
-def table_bytes(*, limit, window_ns, max_keys, typical):
+def table_bytes(*, limit, window_ns, max_keys, typical, str algorithm not None="sliding-log"):
     """How many bytes the file of such a table has."""
-    cdef nl_config config = config_of(limit, window_ns, max_keys, typical)
+    cdef nl_config config = config_of(limit, window_ns, max_keys, typical, algorithm)
     return nl_shared_bytes(&config)
 
 
-def same_layout(limit, other_limit, window_ns):
+def same_layout(limit, other_limit, window_ns, str algorithm not None="sliding-log"):
     """May a table that was laid out for one limit be given the other?"""
-    return bool(nl_shared_same_layout(limit, other_limit, window_ns))
+    return bool(nl_shared_same_layout(limit, other_limit, window_ns, ALGORITHMS.index(algorithm)))
 
 
 def format_table(int fd, *, limit, window_ns, max_keys, typical, own_clock, bytes boot_id not None, pid_namespace,
-                 time_namespace, number=0, quotas=1):
+                 time_namespace, number=0, quotas=1, str algorithm not None="sliding-log"):
     """Makes a table of a file that has exactly its size, and zeros in it. The header is READY last."""
-    cdef nl_config config = config_of(limit, window_ns, max_keys, typical)
+    cdef nl_config config = config_of(limit, window_ns, max_keys, typical, algorithm)
     cdef nl_origin origin
     cdef bytes secret = os.urandom(16)
     cdef uint64_t size = nl_shared_bytes(&config)
@@ -1303,28 +1407,31 @@ def read_header(int fd):
     limit = header.layout_limit
     intact = nl_header_digest(&header) == header.digest
     if intact:
-        limit = limit_in_force(fd, header.layout_limit, header.window_ns, header.max_keys, header.typical)
+        limit = limit_in_force(fd, &header)
     return {
         "magic": data[:8], "version": header.version, "byte_order": header.byte_order, "word_bytes": header.word_bytes,
         "page_bytes": header.page_bytes, "header_bytes": header.header_bytes, "file_bytes": header.file_bytes, "intact": intact,
         "state": header.state, "boot_id": <bytes>header.origin.boot_id[:16], "pid_namespace": header.origin.pid_namespace,
         "time_namespace": header.origin.time_namespace, "window_ns": header.window_ns, "limit": limit,
         "layout_limit": header.layout_limit, "max_keys": header.max_keys, "typical": header.typical,
+        "algorithm": ALGORITHMS[header.algorithm] if header.algorithm < <uint32_t>len(ALGORITHMS) else header.algorithm,
         "own_clock": bool(header.origin.own_clock), "created_ns": header.origin.created_ns, "number": header.origin.number,
         "quotas": header.origin.quotas,
     }
 
 
-cdef object limit_in_force(int fd, layout_limit, window_ns, max_keys, typical):
+cdef object limit_in_force(int fd, const nl_header *header):
     """The word of the head, if the file is long enough to have one."""
     cdef nl_config config
+    if header.algorithm >= <uint32_t>len(ALGORITHMS):
+        return header.layout_limit
     try:
-        config = config_of(layout_limit, window_ns, max_keys, typical)
+        config = config_of(header.layout_limit, header.window_ns, header.max_keys, header.typical, ALGORITHMS[header.algorithm])
     except ValueError:
-        return layout_limit
+        return header.layout_limit
     cdef uint64_t offset = head_offset(&config) + HEAD_LIMIT
     data = os.pread(fd, 4, offset)
-    return int.from_bytes(data, sys.byteorder) if len(data) == 4 else layout_limit
+    return int.from_bytes(data, sys.byteorder) if len(data) == 4 else header.layout_limit
 
 
 cdef extern from *:

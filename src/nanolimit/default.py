@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import timedelta
 
+    from nanolimit.algorithm import Algorithm
     from nanolimit.limiter import Key
     from nanolimit.quota import Quota
 
@@ -53,6 +54,7 @@ def configure(
     name: str | None = "default",
     max_keys: int | None = None,
     on_full: Literal["allow", "deny", "evict"] = "allow",
+    algorithm: Algorithm = "sliding-log",
     clock: Callable[[], float] | None = None,
     shared: str | os.PathLike[str] | Literal[True] | None = None,
     on_mismatch: Literal["error", "adopt", "replace"] = "error",
@@ -76,6 +78,7 @@ def configure(
         name=name,
         max_keys=max_keys,
         on_full=on_full,
+        algorithm=algorithm,
         clock=clock,
         shared=shared,
         on_mismatch=on_mismatch,

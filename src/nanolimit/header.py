@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from nanolimit import _core
+from nanolimit.algorithm import ALGORITHMS, most
 from nanolimit.clock import shown
 from nanolimit.errors import SharedTableError
-from nanolimit.quota import MAX_LIMIT, MAX_WINDOW_NS, MIN_WINDOW_NS, Quota
+from nanolimit.quota import MAX_WINDOW_NS, MIN_WINDOW_NS, Quota
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +40,7 @@ class Config(NamedTuple):
     max_keys: int
     typical: int
     own_clock: bool
+    algorithm: str
     number: int = 0
     quotas: int = 1
 
@@ -50,6 +52,7 @@ class Config(NamedTuple):
             window_ns=self.quota.window_ns,
             max_keys=self.max_keys,
             typical=self.typical,
+            algorithm=self.algorithm,
         )
 
 
@@ -112,8 +115,11 @@ def checked_config(place: Place, header: Mapping[str, Any], status: os.stat_resu
     Every field is in its range, agrees with the others, and with the file's size.
     """
     window_ns = _number(place, header, "window_ns", MIN_WINDOW_NS, MAX_WINDOW_NS)
-    layout_limit = _number(place, header, "layout_limit", 1, MAX_LIMIT)
-    limit = _number(place, header, "limit", 1, MAX_LIMIT)
+    algorithm = header["algorithm"]
+    if algorithm not in ALGORITHMS:
+        fault(place, "algorithm", algorithm, f"a number below {len(ALGORITHMS)}")
+    layout_limit = _number(place, header, "layout_limit", 1, most(algorithm))
+    limit = _number(place, header, "limit", 1, most(algorithm))
     max_keys = _number(place, header, "max_keys", 1, MAX_KEYS)
     typical = _number(place, header, "typical", 1, layout_limit)
     if status.st_size != header["file_bytes"]:
@@ -121,13 +127,14 @@ def checked_config(place: Place, header: Mapping[str, Any], status: os.stat_resu
     if header["intact"] is not True:
         fault(place, "digest", "another", "that of its other fields")
     # The limit may have changed since it was laid out; the layout has not.
-    if not _core.same_layout(layout_limit, limit, window_ns):
+    if not _core.same_layout(layout_limit, limit, window_ns, algorithm):
         fault(place, "limit", limit, f"one with the layout of {layout_limit}")
     laid_out = Config(
         Quota._of(layout_limit, window_ns),
         max_keys,
         typical,
         header["own_clock"] is True,
+        algorithm,
         header["number"],
         header["quotas"],
     )

@@ -16,6 +16,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from nanolimit import _core
+from nanolimit.algorithm import DEFAULT, checked_algorithm, require_limit
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
 from nanolimit.errors import LimiterClosedError
 from nanolimit.quota import Quota, check_number, whole_number
@@ -38,9 +39,11 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
     from nanolimit._core import Decision, Stats
+    from nanolimit.algorithm import Algorithm
     from nanolimit.decorator import Limited, LimitedOr
     from nanolimit.line import Waits
     from nanolimit.reservation import Attempt, Reservation
+    from nanolimit.table import Access, Wanted
     from nanolimit.waiting import Slot
 
     IPObject = IPv4Address | IPv4Interface | IPv4Network | IPv6Address | IPv6Interface | IPv6Network
@@ -267,6 +270,7 @@ class RateLimiter(Verbs):
 
     In any window of length `per`, at most `limit` units of a key are allowed, and a request is
     denied only if allowing it would break that. A request counts until exactly `per` has passed.
+    (So it is with the default algorithm; the others take limits up to 2**24 and less memory.)
 
     ```python
     limiter = RateLimiter(5, per=60)
@@ -291,6 +295,12 @@ class RateLimiter(Verbs):
             uncounted, ``"deny"`` refuses it, ``"evict"`` forgets the key that was idle longest
             among a few, so that the limit is not exact any more for that one. A known key is
             decided by its log.
+        algorithm: How requests are counted; see "Algorithms" in the documentation.
+            ``"sliding-log"``: exact, each request for itself; limits up to 2,047. The others keep
+            a few words a key whatever the limit, up to 2**24. ``"gcra"``: a bucket of `limit`
+            units that fills evenly, all of it within `per`. ``"fixed-window"``: a window begins
+            with a key's first request and ends after exactly `per`. ``"sliding-counter"``: such
+            windows follow one another, and what was counted in the one before fades away.
         clock: Any callable that returns float seconds, such as a `ManualClock`. The system's
             monotonic clock when left out, which is fastest. All who share a table give one or
             none of them does, and theirs must show the same time.
@@ -301,9 +311,9 @@ class RateLimiter(Verbs):
             left out, the limiter counts for this process alone.
 
             The arguments that follow are for shared tables only.
-        on_mismatch: What happens if the table was made for another limit, window, `max_keys`,
-            `typical` or kind of clock. ``"error"``: a `SharedTableError` that names each.
-            ``"adopt"``: the limiter takes the table's (but not another kind of clock).
+        on_mismatch: What happens if the table was made for another limit, window, algorithm,
+            `max_keys`, `typical` or kind of clock. ``"error"``: a `SharedTableError` that names
+            each. ``"adopt"``: the limiter takes the table's (but not another kind of clock).
             ``"replace"``: the new ones hold. If only the limit differs, and the table has room
             for it, then at once and for all; else a new table takes the name, and processes that
             use the old one go on with that until they are restarted.
@@ -354,6 +364,7 @@ class RateLimiter(Verbs):
         name: str | None = None,
         max_keys: int | None = None,
         on_full: Literal["allow", "deny", "evict"] = "allow",
+        algorithm: Algorithm = "sliding-log",
         clock: Callable[[], float] | None = None,
         shared: str | os.PathLike[str] | Literal[True] | None = None,
         on_mismatch: Literal["error", "adopt", "replace"] = "error",
@@ -364,6 +375,9 @@ class RateLimiter(Verbs):
         typical: int | None = None,
     ) -> None:
         quotas = _checked_quotas(quota, per)
+        algorithm = checked_algorithm(algorithm)
+        for each in quotas:
+            require_limit(each, algorithm)
         _check_choice("on_full", on_full, _ON_FULL)
         if clock is not None and not callable(clock):
             raise TypeError(
@@ -393,12 +407,13 @@ class RateLimiter(Verbs):
                         max_keys=self._max_keys,
                         on_full=on_full,
                         clock=clock,
+                        algorithm=algorithm,
                         kin=engines[0] if engines else None,
                     )
                 )
         else:
             engines = self._shared_engines(
-                quotas, name, max_keys, on_full, clock, shared, **given
+                quotas, name, max_keys, on_full, algorithm, clock, shared, **given
             )
         engine = engines[0] if len(engines) == 1 else _core.Bundle(engines)
         self._engine = engine
@@ -422,6 +437,7 @@ class RateLimiter(Verbs):
         name: str | None,
         max_keys: int | None,
         on_full: str,
+        algorithm: Algorithm,
         clock: Callable[[], float] | None,
         shared: str | os.PathLike[str] | Literal[True],
         *,
@@ -454,6 +470,7 @@ class RateLimiter(Verbs):
                 None if max_keys is None else tables.checked_max_keys(max_keys),
                 None if checked_typical is None else min(checked_typical, quota.limit),
                 own_clock=clock is not None,
+                algorithm=algorithm,
                 number=number,
                 quotas=len(quotas),
             )
@@ -474,8 +491,8 @@ class RateLimiter(Verbs):
     def _shared_engine(
         self,
         shared: str | os.PathLike[str] | Literal[True],
-        wanted: tables.Wanted,
-        access: tables.Access,
+        wanted: Wanted,
+        access: Access,
         name: str,
         on_full: str,
         clock: Callable[[], float] | None,
@@ -505,6 +522,7 @@ class RateLimiter(Verbs):
                     path=table.path,
                     stall_ns=stall_ns,
                     on_stall=on_stall,
+                    algorithm=wanted.algorithm,
                     make_quota=make_quota,
                 )
                 if table.is_replaced():
@@ -586,6 +604,11 @@ class RateLimiter(Verbs):
     def name(self) -> str:
         """What telemetry calls this limiter."""
         return self._engine.name
+
+    @property
+    def algorithm(self) -> str:
+        """How requests are counted: ``"sliding-log"``, ``"gcra"``, ..."""
+        return self._engine.algorithm
 
     @property
     def closed(self) -> bool:
@@ -773,6 +796,8 @@ class RateLimiter(Verbs):
     def __repr__(self) -> str:
         engine = self._engine
         head = f"<{type(self).__name__} {engine.name!r} {'; '.join(map(str, engine.quotas))}"
+        if engine.algorithm != DEFAULT:
+            head += f", {engine.algorithm}"
         if self._shared is not None:
             head += ", shared" if self._shared is True else f", shared at {self._shared!r}"
         try:
@@ -819,7 +844,7 @@ _CLOSE = vars(RateLimiter)["close"]
 class _Closed:
     """What a shared limiter holds in its engine's place once it is closed."""
 
-    __slots__ = ("name", "quota", "quotas")
+    __slots__ = ("algorithm", "name", "quota", "quotas")
 
     closed = True
 
@@ -827,6 +852,7 @@ class _Closed:
         self.name = engine.name
         self.quota = engine.quota
         self.quotas = engine.quotas
+        self.algorithm = engine.algorithm
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise LimiterClosedError(f"limiter {self.name!r} is closed")

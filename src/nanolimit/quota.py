@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Quota"]
 
-# What one slot of the core counts today, and what the wide slot will count.
-MAX_LIMIT = 2_047
-MAX_LIMIT_WIDE = 1 << 24
+# The most that any algorithm can count: algorithm.py knows what each can.
+MAX_LIMIT = 1 << 24
 
 MIN_WINDOW_NS = 1_000
 MAX_WINDOW_NS = 315_576_000 * NS_PER_SECOND  # ten years of 365.25 days
@@ -87,8 +86,8 @@ class Quota:
     """So many units in any window of this length. Immutable, hashable, compared by value.
 
     Args:
-        limit: Units that fit into one window, 1 to 2,047. (Larger limits need the core's wide
-            slot, which is still to come.)
+        limit: Units that fit into one window, 1 to 16,777,216 (2**24). The sliding log, which
+            `RateLimiter` counts with unless told otherwise, takes up to 2,047.
         per: The length of the window: seconds as int or float, or a `timedelta`, from one
             microsecond to ten years. A float becomes the nearest whole nanosecond.
 
@@ -125,13 +124,8 @@ class Quota:
     @classmethod
     def _of(cls, limit: int, window_ns: int) -> Self:
         """Make a quota from its two integers; the window is known to be in range."""
-        if not 1 <= limit <= MAX_LIMIT_WIDE:
+        if not 1 <= limit <= MAX_LIMIT:
             raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {shown(limit)}")
-        if limit > MAX_LIMIT:
-            raise ValueError(
-                f"limit must be from 1 to {MAX_LIMIT}, not {limit}: "
-                f"larger limits need the wide slot, which is still to come"
-            )
         self = object.__new__(cls)
         object.__setattr__(self, "limit", limit)
         object.__setattr__(self, "window_ns", window_ns)

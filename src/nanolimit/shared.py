@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nanolimit import _core
+from nanolimit.algorithm import checked_algorithm, require_limit
 from nanolimit.clock import NS_PER_SECOND
 from nanolimit.errors import SharedTableError
 from nanolimit.header import (
@@ -41,6 +42,8 @@ from nanolimit.table import Wanted, checked_max_keys, checked_typical, finish, r
 
 if TYPE_CHECKING:
     from datetime import timedelta
+
+    from nanolimit.algorithm import Algorithm
 
 __all__ = ["Process", "TableInfo", "bytes_for", "directory", "inspect", "remove", "tables"]
 
@@ -77,6 +80,10 @@ class TableInfo:
     so that the next limiter makes it anew. unusable: see `problem`."""
 
     quota: Quota | None = None
+
+    algorithm: str | None = None
+    """How its limiters count: ``"sliding-log"``, ``"gcra"``, ..."""
+
     max_keys: int | None = None
     typical: int | None = None
 
@@ -215,6 +222,7 @@ def _inspected(folder: Handle, place: Place) -> TableInfo:
             problem,
             state,
             quota=config.quota,
+            algorithm=config.algorithm,
             max_keys=config.max_keys,
             typical=config.typical,
             own_clock=config.own_clock,
@@ -361,7 +369,11 @@ def _users(place: Place, handle: Handle) -> str:
 
 
 def bytes_for(
-    keys: int, limit: int, per: float | timedelta = 60.0, typical: int | None = None
+    keys: int,
+    limit: int,
+    per: float | timedelta = 60.0,
+    typical: int | None = None,
+    algorithm: Algorithm = "sliding-log",
 ) -> int:
     """Return how many bytes the table of so many keys takes, all of them at once.
 
@@ -371,13 +383,20 @@ def bytes_for(
         per: The length of the window.
         typical: Requests that a live key holds on average. The limit, but at most 32, when left
             out.
+        algorithm: How its limiters count. All but the sliding log need a slot a key, no more.
 
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or no table can be so large.
     """
     quota = Quota(limit, per)
+    algorithm = checked_algorithm(algorithm)
+    require_limit(quota, algorithm)
     wanted = Wanted(
-        quota, checked_max_keys(keys, "keys"), checked_typical(typical, quota), own_clock=False
+        quota,
+        checked_max_keys(keys, "keys"),
+        checked_typical(typical, quota),
+        own_clock=False,
+        algorithm=algorithm,
     )
     return wanted.config().file_bytes

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from nanolimit import _core
+from nanolimit.algorithm import DEFAULT
 from nanolimit.clock import shown
 from nanolimit.errors import SharedTableError
 from nanolimit.header import (
@@ -80,6 +81,7 @@ class Wanted(NamedTuple):
     max_keys: int | None
     typical: int | None
     own_clock: bool
+    algorithm: str = DEFAULT
     number: int = 0  # which of its limiter's quotas it counts
     quotas: int = 1
 
@@ -89,7 +91,15 @@ class Wanted(NamedTuple):
         if typical is None:
             typical = min(self.quota.limit, _DEFAULT_TYPICAL)
         max_keys = DEFAULT_MAX_KEYS if self.max_keys is None else self.max_keys
-        return Config(self.quota, max_keys, typical, self.own_clock, self.number, self.quotas)
+        return Config(
+            self.quota,
+            max_keys,
+            typical,
+            self.own_clock,
+            self.algorithm,
+            self.number,
+            self.quotas,
+        )
 
 
 class Access(NamedTuple):
@@ -430,6 +440,7 @@ def _format(handle: Handle, config: Config) -> None:
         time_namespace=namespace("time"),
         number=config.number,
         quotas=config.quotas,
+        algorithm=config.algorithm,
     )
 
 
@@ -521,6 +532,8 @@ def _settled(
         differences.append(f"max_keys is {config.max_keys}, asked for {wanted.max_keys}")
     if wanted.typical is not None and config.typical != wanted.typical:
         differences.append(f"typical is {config.typical}, asked for {wanted.typical}")
+    if config.algorithm != wanted.algorithm:
+        differences.append(f"algorithm is {config.algorithm!r}, asked for {wanted.algorithm!r}")
     clocks = ("the system's", "one of its own")
     if config.own_clock != wanted.own_clock:
         differences.append(
@@ -535,7 +548,9 @@ def _settled(
         return None
     if access.on_mismatch == "replace":
         limit_only = len(differences) == 1 and have.limit != asked.limit
-        if limit_only and _core.same_layout(header["layout_limit"], asked.limit, asked.window_ns):
+        if limit_only and _core.same_layout(
+            header["layout_limit"], asked.limit, asked.window_ns, config.algorithm
+        ):
             return asked.limit
         return _REMAKE
     # The stamps of one clock mean nothing to another; nor does one quota to another.

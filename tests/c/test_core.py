@@ -30,7 +30,10 @@ ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-om
 THREAD = ["-fsanitize=thread", "-DNL_PORTABLE_TAGS"]
 
 #: rounds of each test of threads.c, in a second or so
-RACES = {"hot": 1_500, "sliding": 600, "clear": 1_000, "full": 2_000, "claims": 200_000, "fork": 40}
+RACES = {
+    "hot": 1_500, "sliding": 600, "clear": 1_000, "full": 2_000, "claims": 200_000, "meters": 1_500,
+    "fork": 40,
+}  # fmt: skip
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="speaks to gcc and clang only")
 

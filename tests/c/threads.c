@@ -8,6 +8,8 @@
  *   full     a table that is full and displaces: every newcomer gets in, the table stays sound
  *   claims   several keys of several tables at once, all or nothing, and some given back: at the end each log holds exactly what was
  *            counted and not given back
+ *   meters   the same for the algorithms that keep no log: exactly `limit` at one instant, and with a clock that moves on never more than
+ *            each algorithm's law. What is refunded at once was never there
  *   fork     children forked in the middle of all that find a sound table and can use it (not on Windows)
  *
  * After each, nl_verify. What is wrong is told on stderr, and the process aborts.
@@ -41,7 +43,7 @@ static nl_fingerprint key_of(uint64_t k) {
 }
 
 static void open_table(nl_table *t, uint32_t limit, uint64_t window_ns, uint32_t max_keys, uint32_t on_full) {
-    nl_config config = {limit, window_ns, max_keys, on_full, {1, 2}, 0};
+    nl_config config = {limit, window_ns, max_keys, on_full, {1, 2}, 0, 0};
     CREW_REQUIRE(nl_table_open(t, &config), "no table");
 }
 
@@ -308,6 +310,11 @@ static void run_full(uint32_t rounds, uint32_t threads) {
     }
 }
 
+static void open_meters(nl_table *t, uint32_t limit, uint64_t window_ns, uint32_t algorithm) {
+    nl_config config = {limit, window_ns, 1000, NL_ON_FULL_DENY, {1, 2}, 0, algorithm};
+    CREW_REQUIRE(nl_table_open(t, &config), "no table");
+}
+
 /* --- claims -------------------------------------------------------------------------------------------------------- */
 
 enum { CLAIM_TABLES = 3, CLAIM_KEYS = 4, CLAIM_PLACES = CLAIM_TABLES * CLAIM_KEYS };
@@ -364,13 +371,14 @@ static void claims_work(void *shared, uint32_t self) {
     }
 }
 
-static void run_claims(uint32_t rounds, uint32_t threads) {
+static void run_claims_with(uint32_t algorithm, uint32_t rounds, uint32_t threads) {
     static crowd c;
     memset(&c, 0, sizeof c);
     c.rounds = rounds * 2;
     c.now = (uint64_t)10000 * WINDOW_NS;
     for (uint32_t i = 0; i < CLAIM_TABLES; i++) {
-        open_table(&c.tables[i], crowd_limits[i], (uint64_t)WINDOW_NS << 4 * i, 1 << 14, NL_ON_FULL_DENY);
+        if (algorithm && i == 1) open_meters(&c.tables[i], crowd_limits[i], (uint64_t)WINDOW_NS << 4 * i, algorithm);
+        else open_table(&c.tables[i], crowd_limits[i], (uint64_t)WINDOW_NS << 4 * i, 1 << 14, NL_ON_FULL_DENY);
         c.tables[i].number = i;
     }
     crew_run(threads, claims_work, &c, NULL);
@@ -389,6 +397,164 @@ static void run_claims(uint32_t rounds, uint32_t threads) {
     for (uint32_t i = 0; i < CLAIM_TABLES; i++) {
         verify(&c.tables[i]);
         nl_table_close(&c.tables[i]);
+    }
+}
+
+/* Logs alone, and with one table that counts by a meter among them. */
+static void run_claims(uint32_t rounds, uint32_t threads) {
+    static const uint32_t algorithms[] = {NL_SLIDING_LOG, NL_GCRA, NL_FIXED_WINDOW, NL_SLIDING_COUNTER};
+    for (int i = 0; i < 4; i++) run_claims_with(algorithms[i], rounds / 4, threads);
+}
+
+/* --- meters ------------------------------------------------------------------------------------------------------- */
+
+static nl_outcome check_any(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_view *view) {
+    nl_outcome outcome = nl_check_any(t, fp, now_ns, cost, NL_QUICKLY, view);
+    return outcome & NL_WOULD_WAIT ? nl_check_any(t, fp, now_ns, cost, NL_WAITING, view) : outcome;
+}
+
+static void meters_hot_work(void *shared, uint32_t self) {
+    hot *h = shared;
+    for (uint32_t round = 0; round < h->rounds; round++) {
+        /* off the grid of a window of 10 s, every other round */
+        uint64_t now_ns = ((uint64_t)10 + 30 * (uint64_t)round) * WINDOW_NS + round % 2 * 7, admitted = 0;
+        nl_fingerprint fp = key_of(round % 3 ? round % 500 : 0);
+        uint32_t denied = 0, cost = h->limit >= 64 ? 1 + h->limit / 256 : 1;
+        crew_meet(&h->barrier);
+        while (denied < 3) {
+            nl_view view;
+            if (check_any(&h->table, fp, now_ns, cost, round % 4 ? &view : NULL) & NL_ALLOWED) {
+                admitted += cost;
+                if (round % 4) CREW_REQUIRE(view.used <= h->limit && view.used >= cost, "%u of %u", view.used, h->limit);
+            } else {
+                if (round % 4) CREW_REQUIRE(view.used + cost > h->limit && view.used <= h->limit, "denied at %u of %u", view.used, h->limit);
+                if (cost > 1) cost = 1;
+                else denied++;
+            }
+            if (admitted % 8 == 0) nl_reset(&h->table, key_of(HOT_KEYS + self), now_ns, NL_WAITING);
+            if (admitted % 8 == 4) check_any(&h->table, key_of(HOT_KEYS + self), now_ns, 1, NULL);
+        }
+        nl_store64(&h->admitted[self][0], admitted);
+        crew_meet(&h->barrier);
+        if (self == 0) {
+            uint64_t all = 0;
+            for (uint32_t i = 0; i < h->threads; i++) all += nl_load64(&h->admitted[i][0]);
+            CREW_REQUIRE(all == h->limit, "algorithm %u, round %u: %" PRIu64 " of %u were admitted", h->table.rule.algorithm, round, all, h->limit);
+        }
+    }
+}
+
+typedef struct {
+    nl_table table;
+    uint32_t limit, rounds;
+    uint64_t now, admitted[SLIDING_KEYS];
+} flow;
+
+static void meters_flow_work(void *shared, uint32_t self) {
+    flow *f = shared;
+    uint64_t state = self + 100;
+    for (uint32_t round = 0; round < f->rounds; round++) {
+        uint64_t random = next_random(&state), k = random % SLIDING_KEYS;
+        uint64_t step = random >> 8 & 15 ? 0 : random >> 16 & 63 ? random >> 20 & 255 : 2 * SLIDING_WINDOW;
+        uint64_t now = nl_add64(&f->now, step) + step;
+        uint32_t cost = random >> 32 & 3 ? 1 : 1 + (uint32_t)(random >> 34) % f->limit;
+        nl_view view;
+        nl_outcome outcome = random >> 60 ? check_any(&f->table, key_of(k), now, cost, &view) : nl_peek(&f->table, key_of(k), now, cost, NL_WAITING, &view);
+        CREW_REQUIRE(!(outcome & ~NL_ALLOWED), "outcome %d", (int)outcome);
+        if (outcome & NL_ALLOWED) {
+            if (random >> 60) nl_add64(&f->admitted[k], cost);
+        } else {
+            CREW_REQUIRE(view.used + cost > f->limit, "denied at %u", view.used);
+            CREW_REQUIRE((int64_t)(view.deciding_tick + SLIDING_WINDOW - now) > 0, "denied until an instant that is past");
+        }
+        if (view.used) CREW_REQUIRE((int64_t)(view.newest_tick - view.oldest_tick) >= 0, "a torn view");
+    }
+}
+
+static void meters_refund(nl_table *t, nl_fingerprint fp, uint64_t tick, uint64_t now_ns, uint32_t cost) {
+    nl_now now = nl_rule_now(&t->rule, now_ns);
+    nl_slot *slot = nl_find(t, fp);
+    nl_meter m;
+    uint64_t meta;
+    CREW_REQUIRE(slot && nl_slot_take(&t->us, slot, &meta, NL_WAITING), "no slot");
+    CREW_REQUIRE(nl_meter_read(&t->rule, slot, meta, now, t->head->limit, &m), "no state");
+    nl_slab_forget(&t->slab);
+    nl_slot_commit(slot, nl_meter_refund(&t->rule, slot, meta, &m, tick, t->head->limit, cost));
+}
+
+/* By one thread: what is refunded at once was never counted; what is refunded later never gives back more than there is. */
+static void meters_refunds(uint32_t algorithm, uint32_t limit, uint32_t rounds) {
+    static nl_table t;
+    uint64_t now = 1000000, state = limit + algorithm;
+    open_meters(&t, limit, SLIDING_WINDOW, algorithm);
+    for (uint32_t round = 0; round < rounds; round++) {
+        uint64_t random = next_random(&state);
+        uint32_t cost = 1 + (uint32_t)(random >> 32) % limit, k = random & 1;
+        nl_view before, counted, after, later;
+        now += random >> 8 & 3 ? random >> 16 & 255 : random >> 16 & 8191;
+        nl_peek(&t, key_of(k), now, 1, NL_WAITING, &before);
+        if (!(check_any(&t, key_of(k), now, cost, &counted) & NL_ALLOWED)) continue;
+        CREW_REQUIRE(counted.used == before.used + cost, "%u and %u are %u", before.used, cost, counted.used);
+        if (random >> 24 & 1) {
+            uint64_t wait = random >> 40 & 8191;
+            nl_peek(&t, key_of(k), now + wait, 1, NL_WAITING, &before);
+            meters_refund(&t, key_of(k), now, now + wait, cost);
+            nl_peek(&t, key_of(k), now + wait, 1, NL_WAITING, &later);
+            CREW_REQUIRE(later.used <= before.used && before.used - later.used <= cost, "%u of %u came back", before.used - later.used, cost);
+            if (wait < 16 && algorithm == NL_FIXED_WINDOW && before.used >= cost)
+                CREW_REQUIRE(later.used == before.used - cost, "%u of %u came back", before.used - later.used, cost);
+            if (wait >= 2 * SLIDING_WINDOW) CREW_REQUIRE(later.used == before.used, "what counts no more came back");
+            now += wait;
+        } else {
+            meters_refund(&t, key_of(k), now, now, cost);
+            nl_peek(&t, key_of(k), now, 1, NL_WAITING, &after);
+            CREW_REQUIRE(nl_view_same(&before, &after), "algorithm %u: %u before, %u after", algorithm, before.used, after.used);
+        }
+        /* Key 2 gets a refund for what key 3 never had: it must not come off better, and without a pause not worse. */
+        const uint32_t first = 1 + cost / 2, second = 1 + (uint32_t)(random >> 48) % limit;
+        const uint64_t pause = random >> 5 & 1 ? (random >> 28) % (2 * SLIDING_WINDOW) : 0;
+        for (uint32_t key = 2; key < 4; key++) nl_reset(&t, key_of(key), now, NL_WAITING);
+        check_any(&t, key_of(2), now, first, NULL);
+        if (!(check_any(&t, key_of(2), now + pause, second, NULL) & NL_ALLOWED)) continue;
+        check_any(&t, key_of(3), now + pause, second, NULL);
+        meters_refund(&t, key_of(2), now, now + pause, first);
+        nl_peek(&t, key_of(2), now + pause, 1, NL_WAITING, &after);
+        nl_peek(&t, key_of(3), now + pause, 1, NL_WAITING, &later);
+        CREW_REQUIRE(pause ? after.used >= later.used : after.used == later.used, "algorithm %u: %u and %u counted, %u given back after %" PRIu64 ": %u",
+                     algorithm, first, second, first, pause, after.used);
+        verify(&t);
+    }
+    nl_table_close(&t);
+}
+
+static void run_meters(uint32_t rounds, uint32_t threads) {
+    static const uint32_t limits[] = {1, 5, 6, 100, 4097, 1 << 24};
+    for (uint32_t i = 0; i < 3 * sizeof limits / sizeof *limits; i++) {
+        const uint32_t algorithm = NL_GCRA + i % 3, limit = limits[i / 3];
+        static hot h;
+        static flow f;
+        memset(&h, 0, sizeof h);
+        h.threads = h.barrier.size = threads;
+        h.limit = limit;
+        h.rounds = rounds / (1 + limit / 64) + 1;
+        open_meters(&h.table, h.limit, (uint64_t)10 * WINDOW_NS, algorithm);
+        crew_run(threads, meters_hot_work, &h, NULL);
+        verify(&h.table);
+        nl_table_close(&h.table);
+        memset(&f, 0, sizeof f);
+        f.limit = limit;
+        f.rounds = rounds * 100;
+        f.now = ((uint64_t)1 << 32) - 2 * SLIDING_WINDOW;
+        uint64_t began = f.now;
+        open_meters(&f.table, limit, SLIDING_WINDOW, algorithm);
+        crew_run(threads, meters_flow_work, &f, NULL);
+        verify(&f.table);
+        for (int k = 0; k < SLIDING_KEYS; k++) {
+            uint64_t passed = f.now - began, most = limit + (algorithm == NL_GCRA ? passed * limit / SLIDING_WINDOW : passed / SLIDING_WINDOW * limit);
+            CREW_REQUIRE(f.admitted[k] && f.admitted[k] <= most, "algorithm %u: %" PRIu64 " of %" PRIu64, algorithm, f.admitted[k], most);
+        }
+        nl_table_close(&f.table);
+        meters_refunds(algorithm, limit, rounds);
     }
 }
 
@@ -449,6 +615,7 @@ int main(int argc, char **argv) {
         void (*run)(uint32_t rounds, uint32_t threads);
     } tests[] = {
         {"hot", run_hot}, {"sliding", run_sliding}, {"clear", run_clear}, {"full", run_full}, {"claims", run_claims},
+        {"meters", run_meters},
 #if !defined(_WIN32)
         {"fork", run_fork},
 #endif
@@ -461,6 +628,6 @@ int main(int argc, char **argv) {
         printf("%s: %u rounds by %u threads\n", tests[i].name, rounds, threads);
         return 0;
     }
-    fprintf(stderr, "threads hot|sliding|clear|full|claims|fork ROUNDS [THREADS]\n");
+    fprintf(stderr, "threads hot|sliding|clear|full|claims|meters|fork ROUNDS [THREADS]\n");
     return 2;
 }

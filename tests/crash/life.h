@@ -130,7 +130,7 @@ static void life_act(nl_table *t, const nl_config *config, life_deed d, uint64_t
     switch (d.verb) {
     case LIFE_CHECK:
         for (uint32_t i = 0; i < (d.keys ? d.keys : 1); i++)
-            r->outcome = nl_check(t, life_fingerprint(config, d.key + i), now_ns, d.cost, NL_WAITING, &r->view);
+            r->outcome = nl_check_any(t, life_fingerprint(config, d.key + i), now_ns, d.cost, NL_WAITING, &r->view);
         break;
     case LIFE_PEEK: r->outcome = nl_peek(t, life_fingerprint(config, d.key), now_ns, d.cost, NL_WAITING, &r->view); break;
     case LIFE_RESET: r->outcome = nl_reset(t, life_fingerprint(config, d.key), now_ns, NL_WAITING); break;

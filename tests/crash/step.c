@@ -384,7 +384,7 @@ static void wear_out(const nl_table *t) {
 }
 
 static void run_scene(const scene *s) {
-    const nl_config config = {s->limit, s->window_ns, s->max_keys, s->on_full, {0x736372617463, 0x68}, s->limit};
+    const nl_config config = {s->limit, s->window_ns, s->max_keys, s->on_full, {0x736372617463, 0x68}, s->limit, NL_SLIDING_LOG};
     tally sums[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
     nl_table neighbour;
     life before;
@@ -415,6 +415,127 @@ static void run_scene(const scene *s) {
     close(crowd);
 }
 
+/* --- meters ----------------------------------------------------------------------------------------------------------- */
+
+/* The model counts by the log. What a meter should hold is told by a table that nobody dies at: every copy must be, for each key, the
+ * state before or the one after, as far as anybody can see it, and go on as that does. (What else a deed does, to the index and the
+ * slab, the scenes above have shown.) */
+enum { METER_KEYS = 8, METER_INSTANTS = 4 };
+
+typedef struct {
+    const char *name;
+    uint32_t algorithm, limit;
+    life_deed before[DEEDS];
+    life_deed deed;
+} meter_scene;
+
+static const meter_scene meter_scenes[] = {
+    {"gcra: insert", NL_GCRA, 100, {{LIFE_CHECK, 3, 1, 0, 0}}, {LIFE_CHECK, 1, 7, 0, 9000}},
+    {"gcra: accept", NL_GCRA, 100, {{LIFE_CHECK, 0, 30, 3, 0}}, {LIFE_CHECK, 1, 50, 0, SECOND + 7}},
+    {"gcra: accept past the limit", NL_GCRA, 7, {{LIFE_CHECK, 0, 7, 3, 0}}, {LIFE_CHECK, 1, 2, 0, 30 * SECOND}},
+    {"gcra: accept when the bucket is full again", NL_GCRA, 7, {{LIFE_CHECK, 0, 7, 3, 0}}, {LIFE_CHECK, 1, 2, 0, MINUTE + SECOND}},
+    {"fixed-window: accept", NL_FIXED_WINDOW, 9, {{LIFE_CHECK, 0, 2, 3, 0}}, {LIFE_CHECK, 1, 5, 0, 9000}},
+    {"fixed-window: accept in a new window", NL_FIXED_WINDOW, 9, {{LIFE_CHECK, 0, 9, 3, 0}}, {LIFE_CHECK, 1, 5, 0, MINUTE + SECOND}},
+    {"sliding-counter: accept", NL_SLIDING_COUNTER, 9, {{LIFE_CHECK, 0, 2, 3, 0}}, {LIFE_CHECK, 1, 5, 0, 9000}},
+    {"sliding-counter: accept in the next window", NL_SLIDING_COUNTER, 9,
+     {{LIFE_CHECK, 0, 4, 3, 0}, {LIFE_CHECK, 1, 3, 0, SECOND}}, {LIFE_CHECK, 1, 2, 0, MINUTE + SECOND}},
+};
+
+typedef struct { /* what can be seen of all keys, now and later */
+    nl_view views[METER_KEYS][METER_INSTANTS];
+} meter_sight;
+
+static void meter_look(nl_table *t, const nl_config *config, uint64_t now_ns, meter_sight *sight) {
+    for (uint32_t k = 0; k < METER_KEYS; k++)
+        for (uint32_t i = 0; i < METER_INSTANTS; i++)
+            nl_peek(t, life_fingerprint(config, k), now_ns + i * 20 * SECOND, 3, NL_WAITING, &sight->views[k][i]);
+}
+
+static bool meter_same(const meter_sight *a, const meter_sight *b, uint32_t k) {
+    for (uint32_t i = 0; i < METER_INSTANTS; i++)
+        if (!nl_view_same(&a->views[k][i], &b->views[k][i])) return false;
+    return true;
+}
+
+/* Does it in a copy of the file. */
+static void meter_foresee(const unsigned char *file, const nl_config *config, life_deed d, uint64_t now_ns, bool does, life_result *r,
+                          meter_sight *sight) {
+    const uint64_t bytes = nl_shared_bytes(config);
+    unsigned char *copy;
+    int fd = new_file(bytes, &copy);
+    nl_table t;
+    memcpy(copy, file, bytes);
+    life_attach(&t, fd, config->on_full);
+    if (does) life_act(&t, config, d, now_ns, r);
+    meter_look(&t, config, now_ns, sight);
+    nl_shared_close(&t);
+    munmap(copy, bytes);
+    close(fd);
+}
+
+static void run_meter_scene(const meter_scene *s) {
+    const nl_config config = {s->limit, MINUTE, 16, NL_ON_FULL_ALLOW, {0x736372617463, 0x68}, s->limit, s->algorithm};
+    const uint64_t bytes = nl_shared_bytes(&config);
+    uint64_t now_ns = (uint64_t)1 << 40, heirs = 0;
+    nl_table t;
+    life_result r, again;
+    meter_sight before, after, twice, found;
+    parts p;
+    unsigned char *file, *stage;
+    char message[200];
+    life_scene = s->name;
+    snprintf(life_detail, sizeof life_detail, "before");
+    int fd = life_make(&config), stage_fd = new_file(bytes, &stage);
+    if ((file = (unsigned char *)mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)) == MAP_FAILED) life_fail("room", bytes, 0);
+    life_attach(&t, fd, config.on_full);
+    for (const life_deed *d = s->before; d < s->before + DEEDS && d->verb != LIFE_NOTHING; d++) {
+        now_ns += d->ns;
+        life_act(&t, &config, *d, now_ns, &r);
+        LIFE_SAME("outcome", NL_ALLOWED, r.outcome);
+    }
+    now_ns += s->deed.ns;
+    meter_foresee(file, &config, s->deed, now_ns, false, &r, &before);
+    meter_foresee(file, &config, s->deed, now_ns, true, &r, &after);
+    LIFE_SAME("outcome", NL_ALLOWED, r.outcome);
+    if (meter_same(&before, &after, s->deed.key)) life_fail("the deed is seen", 1, 0);
+    const model_view view = {.used = r.view.used, .newest = r.view.newest_tick, .oldest = r.view.oldest_tick, .deciding = r.view.deciding_tick};
+    snprintf(life_detail, sizeof life_detail, "stepping");
+    alarm(240);
+    film f = step_through(fd, file, &config, s->deed, now_ns, false, &t, r.outcome, &view, &p);
+    for (uint32_t i = 0; i < f.n; i++) {
+        for (int changed = 0; changed < 2; changed++) { /* looks first; or counts first, as the next who comes */
+            uint32_t orphans;
+            snprintf(life_detail, sizeof life_detail, "copy %u of %u, step %" PRIu64, i, f.n, f.images[i].step);
+            parts_restore(&p, &f, i, stage);
+            meter_foresee(stage, &config, s->deed, now_ns, false, &again, &found);
+            const bool is_before = meter_same(&found, &before, s->deed.key), is_after = meter_same(&found, &after, s->deed.key);
+            if (!is_before && !is_after) life_fail("neither the state before nor the one after; used", before.views[s->deed.key][0].used, found.views[s->deed.key][0].used);
+            if (i == f.n - 1 && !is_after) life_fail("the state after", 1, 0);
+            for (uint32_t k = 0; k < METER_KEYS; k++)
+                if (k != s->deed.key && !meter_same(&found, &before, k)) life_fail("another key's state", 0, k);
+            meter_foresee(is_before ? f.first : file, &config, s->deed, now_ns, true, &again, &twice);
+            life_attach(&t, stage_fd, config.on_full);
+            if (!changed) LIFE_SAME("a walk that mends all", true, nl_walk_mend(&t));
+            life_act(&t, &config, s->deed, now_ns, &r);
+            LIFE_SAME("the next one's outcome", again.outcome, r.outcome);
+            meter_look(&t, &config, now_ns, &found);
+            for (uint32_t k = 0; k < METER_KEYS; k++)
+                if (!meter_same(&found, &twice, k)) life_fail("the state after the next one; key", 0, k);
+            const char *broken = nl_verify(&t, &orphans, message, sizeof message);
+            if (broken) life_fail(broken, 0, 1);
+            nl_shared_close(&t);
+            heirs++;
+        }
+    }
+    alarm(0);
+    printf("%s: %" PRIu64 " instructions, %u distinct copies, %" PRIu64 " heirs; mending it: 0 victims, none: all whole\n", s->name, f.steps, f.n, heirs);
+    film_end(&f);
+    munmap(file, bytes);
+    munmap(stage, bytes);
+    close(fd);
+    close(stage_fd);
+}
+
 int main(int argc, char **argv) {
     const char *only = NULL;
     for (int i = 1; i < argc; i++) {
@@ -425,6 +546,8 @@ int main(int argc, char **argv) {
     uint32_t run = 0;
     for (size_t i = 0; i < sizeof scenes / sizeof scenes[0]; i++)
         if (!only || !strcmp(only, scenes[i].name)) run_scene(&scenes[i]), run++;
+    for (size_t i = 0; i < sizeof meter_scenes / sizeof meter_scenes[0]; i++)
+        if (!only || !strcmp(only, meter_scenes[i].name)) run_meter_scene(&meter_scenes[i]), run++;
     if (!run) fprintf(stderr, "there is no scene of that name\n");
     return run ? 0 : 2;
 }

@@ -32,6 +32,7 @@ def step(scene: str) -> str:
 
 SEMANTICS = "tests/unit/test_semantics.py::"
 FULL = "tests/unit/test_full.py::"
+ALGORITHMS = "tests/conformance/test_algorithms.py::"
 RANDOM = "tests/c/test_core.py::test_every_answer_is_the_models[vector tags-gcc]"
 
 # What nl_log_deny does before it says no: whose slot it is, what it read, whose slot it is still.
@@ -487,5 +488,54 @@ MUTANTS = [
         "}\n\nstatic inline void nl_slab_is_full",
         "a death in a reset must not hide the slot for a window",
         step("reset in a table that was found full"),
+    ),
+    # --- meters ---------------------------------------------------------------------------------
+    Mutant(
+        "meter-overwrites-its-state",
+        CORE + "meter.h",
+        "nl_meta_head(s, meta) ? 0 : NL_METER_OTHER;",
+        "nl_meta_head(s, meta) ? NL_METER_OTHER : 0;",
+        "a death leaves the state before or the one after",
+        step("gcra: accept"),
+    ),
+    Mutant(
+        "bucket-loses-a-bursts-last-unit",
+        CORE + "meter.h",
+        "if (m->word + cost <= limit) return true; /* (NL_GCRA_SPENT",
+        "if (!m->word) return true; /* (NL_GCRA_SPENT",
+        "off the grid the clock's rounding must cost no unit of a burst",
+        ALGORITHMS + "test_a_burst_passes_up_to_the_limit[gcra-5 per 60 s]",
+    ),
+    Mutant(
+        "bucket-before-time-began",
+        CORE + "meter.h",
+        "(uint64_t)((int64_t)m->stamp >> NL_EPOCH_SHIFT)",
+        "m->stamp >> NL_EPOCH_SHIFT",
+        "a stamp may lie before the clock's beginning",
+        ALGORITHMS + "test_at_the_beginning_of_time[gcra]",
+    ),
+    Mutant(
+        "full-for-longer-than-a-bucket",
+        CORE + "table.h",
+        "(t->rule.algorithm == NL_GCRA ? 0 : t->rule.window)",
+        "t->rule.window",
+        "a newcomer's bucket may be full again before all others are",
+        ALGORITHMS + "test_the_first_max_keys_live_keys_fit[gcra-2]",
+    ),
+    Mutant(
+        "counter-late-by-nothing",
+        CORE + "meter.h",
+        "nl_counter_before(m) <= (uint64_t)(limit",
+        "nl_counter_before(m) < (uint64_t)(limit",
+        "a request fits at the very instant that retry_after named",
+        ALGORITHMS + "test_retry_after_is_exact[sliding-counter-5 per 60 s]",
+    ),
+    Mutant(
+        "refund-of-what-has-leaked",
+        CORE + "meter.h",
+        "        if (leaked < 0) leaked = 0;\n",
+        "        leaked = 0;\n",
+        "what has leaked is not given back once more",
+        "tests/c/test_core.py::test_races[2-meters]",
     ),
 ]

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict, deque
 
 import pytest
 
-from nanolimit import Quota
+from nanolimit import Quota, RateLimiter
 from nanolimit.cli import quota as quotas
 from nanolimit.cli import replay
 from nanolimit.cli.log import Requests
@@ -154,9 +154,10 @@ def test_lowest_limit_may_be_one_or_none() -> None:
 
 def test_largest_limit_is_the_engines() -> None:
     most = replay.largest_limit()
-    assert Quota(most).limit == most
+    with RateLimiter(most) as limiter:
+        assert limiter.quota.limit == most
     with pytest.raises(ValueError, match="limit"):
-        Quota(most + 1)
+        RateLimiter(most + 1)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -40,7 +40,7 @@ def test_the_public_names() -> None:
 def test_the_signature_of_a_limiter() -> None:
     parameters = inspect.signature(RateLimiter).parameters
     assert list(parameters) == [
-        "quota", "per", "name", "max_keys", "on_full", "clock", "shared",
+        "quota", "per", "name", "max_keys", "on_full", "algorithm", "clock", "shared",
         "on_mismatch", "mode", "group", "stall_timeout", "on_stall", "typical",
     ]  # fmt: skip
     by_position = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -48,6 +48,7 @@ def test_the_signature_of_a_limiter() -> None:
     defaults = {name: p.default for name, p in parameters.items()}
     assert RateLimiter().stats().capacity == 1_000_000
     assert defaults["on_full"] == "allow"
+    assert defaults["algorithm"] == "sliding-log"
     assert defaults["clock"] is defaults["shared"] is defaults["name"] is None
     assert defaults["max_keys"] is defaults["group"] is defaults["typical"] is None
     assert defaults["on_mismatch"] == "error"

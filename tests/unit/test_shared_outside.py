@@ -333,7 +333,7 @@ def test_bytes_grow_with_what_is_asked_for() -> None:
         ((0, 5), ValueError, r"keys must be from 1 to 2\*\*30 for a shared table, not 0"),
         ((2**30 + 1, 5), ValueError, r"keys must be from 1 to 2\*\*30"),
         ((1.0, 5), TypeError, "keys must be an int, not float"),
-        ((10, 0), ValueError, "limit must be from 1 to 2047, not 0"),
+        ((10, 0), ValueError, "limit must be from 1 to 16777216, not 0"),
         ((10, 5, 0), ValueError, "per must be"),
         ((10, 5, 60, 6), ValueError, "typical must be from 1 to the limit of 5, not 6"),
     ],

@@ -10,7 +10,8 @@ from typing import IO, TYPE_CHECKING, TypeVar
 import click
 from rich.console import Console
 
-from nanolimit import NanolimitError, Quota, __version__, shared
+from nanolimit import NanolimitError, __version__, shared
+from nanolimit.algorithm import ALGORITHMS, DEFAULT
 from nanolimit.cli import key as keys
 from nanolimit.cli import log, progress, replay
 from nanolimit.cli import quota as quotas
@@ -21,6 +22,9 @@ from nanolimit.cli.report import SHARES, Report, printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
+
+    from nanolimit import Quota
+    from nanolimit.algorithm import Algorithm
 
 # Width of tables where there is no terminal to ask.
 _PIPE_COLUMNS = 120
@@ -127,7 +131,7 @@ def replay_command(
     gzip; - is standard input. Each request is checked by the real limiter at its own time stamp, in
     the order of the time stamps.
     """
-    quota = _value("--limit", Quota.parse, limit_text)
+    quota = _value("--limit", quotas.parse, limit_text)
     key = _value("--key", keys.parse, key_text)
     sweep = (
         _value("--sweep", lambda text: quotas.parse_list(text, quota), sweep_text)
@@ -430,9 +434,21 @@ Exit codes: 0 done, 2 wrong usage, 3 an extra is not installed.""",
     help="How many requests of its window a live key holds on average.  [default: the limit, at "
     "most 32]",
 )
+@click.option(
+    "--algorithm",
+    default=DEFAULT,
+    show_default=True,
+    type=click.Choice(ALGORITHMS),
+    help="How its limiters count.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def size_command(
-    keys_text: str, limit_text: str, per: str | None, typical_text: str | None, as_json: bool
+    keys_text: str,
+    limit_text: str,
+    per: str | None,
+    typical_text: str | None,
+    algorithm: Algorithm,
+    as_json: bool,
 ) -> None:
     """Tell how much memory a shared table takes.
 
@@ -444,7 +460,7 @@ def size_command(
         None if typical_text is None else _value("--typical", tables.parse_count, typical_text)
     )
     try:
-        size = tables.size(number, quota, typical)
+        size = tables.size(number, quota, typical, algorithm)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if as_json:

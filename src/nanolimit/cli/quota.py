@@ -5,10 +5,18 @@ from __future__ import annotations
 import re
 
 from nanolimit import Quota
+from nanolimit.algorithm import DEFAULT, require_limit
 
 NS = 1_000_000_000
 _UNITS = ((604_800, "week"), (86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 _ENTRY = re.compile(r"\s*(\d+)\s*((?:/|\bper\b).*)?", re.ASCII | re.DOTALL | re.IGNORECASE)
+
+
+def parse(text: str) -> Quota:
+    """Read a limit that requests are to be checked against. ValueError: what is wrong."""
+    quota = Quota.parse(text)
+    require_limit(quota, DEFAULT)
+    return quota
 
 
 def of_window(limit: int, window_ns: int) -> Quota:
@@ -16,7 +24,7 @@ def of_window(limit: int, window_ns: int) -> Quota:
 
     Not through ``per=`` alone: a float does not hold every nanosecond of a long window.
     """
-    return Quota.parse(f"{limit}/{window_ns // NS}.{window_ns % NS:09d}s")
+    return parse(f"{limit}/{window_ns // NS}.{window_ns % NS:09d}s")
 
 
 def parse_list(text: str, default: Quota) -> list[Quota]:
@@ -38,7 +46,7 @@ def parse_list(text: str, default: Quota) -> list[Quota]:
         if window is None:
             quotas.append(of_window(int(number), default.window_ns))
         else:
-            quotas.append(Quota.parse(f"{number} {window}"))
+            quotas.append(parse(f"{number} {window}"))
     quotas.reverse()
     return list(dict.fromkeys(quotas))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanolimit import Quota, RateLimiter
+from nanolimit.algorithm import DEFAULT, most
 from nanolimit.cli import quota as quotas
 
 if TYPE_CHECKING:
@@ -190,17 +191,8 @@ class Sweep:
 
 
 def largest_limit() -> int:
-    """The largest limit that the engine takes; found by asking it."""
-    low, high = 1, 1 << 40
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            Quota(middle)
-        except ValueError:
-            high = middle
-        else:
-            low = middle
-    return low
+    """The largest limit that the engine takes, counting as it does here."""
+    return most(DEFAULT)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanolimit import Quota, shared
+from nanolimit.algorithm import DEFAULT
 from nanolimit.cli import quota as quotas
 from nanolimit.cli.report import printable, share
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from nanolimit.algorithm import Algorithm
     from nanolimit.shared import TableInfo
 
 _COUNT = re.compile(r"(?P<number>\d+(?:\.\d+)?(?:e\d{1,2})?)(?P<unit>[km]?)", re.ASCII)
@@ -61,6 +63,7 @@ class Size:
     keys: int
     quota: Quota
     typical: int | None
+    algorithm: Algorithm
     bytes: int
     directory: Path
     free: int | None
@@ -72,6 +75,7 @@ class Size:
             "limit": self.quota.limit,
             "per": self.quota.per,
             "typical": self.typical,
+            "algorithm": self.algorithm,
             "bytes": self.bytes,
             "directory": str(self.directory),
             "free_bytes": self.free,
@@ -82,6 +86,8 @@ class Size:
         grid = _grid()
         grid.add_row("keys", f"{self.keys:,}")
         grid.add_row("limit", quotas.text(self.quota))
+        if self.algorithm != DEFAULT:
+            grid.add_row("algorithm", self.algorithm)
         if self.typical is not None:
             grid.add_row("typical", f"{self.typical:,} requests a key")
         each = f"{self.bytes / self.keys:,.1f} a key"
@@ -99,11 +105,11 @@ class Size:
         console.print(grid)
 
 
-def size(keys: int, quota: Quota, typical: int | None) -> Size:
+def size(keys: int, quota: Quota, typical: int | None, algorithm: Algorithm = DEFAULT) -> Size:
     """Compute the size of a table, and look how much room there is. ValueError: out of range."""
-    table_bytes = shared.bytes_for(keys, quota.limit, quota.per, typical)
+    table_bytes = shared.bytes_for(keys, quota.limit, quota.per, typical, algorithm)
     directory = shared.directory() if hasattr(os, "statvfs") else Path()
-    return Size(keys, quota, typical, table_bytes, directory, _free_bytes(directory))
+    return Size(keys, quota, typical, algorithm, table_bytes, directory, _free_bytes(directory))
 
 
 def _free_bytes(directory: Path) -> int | None:
@@ -136,6 +142,7 @@ def as_json(table: TableInfo) -> dict[str, object]:
         "per": table.quota.per if table.quota else None,
         "max_keys": table.max_keys,
         "typical": table.typical,
+        "algorithm": table.algorithm,
         "own_clock": table.own_clock,
         "created": table.created.isoformat() if table.created else None,
         "keys": table.keys,
@@ -199,6 +206,7 @@ def show(console: Console, table: TableInfo) -> None:
     grid.add_row("size", f"{table.bytes:,} bytes{more}")
     if table.quota is not None:
         grid.add_row("limit", Text(quotas.text(table.quota), style="bold"))
+        grid.add_row("algorithm", table.algorithm)
         if table.created is not None:
             grid.add_row("made", f"{table.created:%Y-%m-%d %H:%M:%S} UTC")
         if table.own_clock:
@@ -212,7 +220,8 @@ def show(console: Console, table: TableInfo) -> None:
             grid.add_row(
                 "long logs", f"{logs} ({_full(table.log_bytes, table.log_capacity_bytes)})"
             )
-        grid.add_row("typical", f"room for {_count(table.typical)} requests a key on average")
+        if table.algorithm == DEFAULT:
+            grid.add_row("typical", f"room for {_count(table.typical)} requests a key on average")
         for name in ("allowed", "denied", "evicted", "overflowed", "stalled"):
             grid.add_row(name, _count(getattr(table, name)))
         users = pids(table)

@@ -27,14 +27,13 @@ static inline void nl_tally_count(nl_counters *counters, uint32_t stripe, const 
     if (tally->stalled) nl_count(counters, stripe, NL_COUNT_STALLED, tally->stalled);
 }
 
-/* n <= NL_GROUP; outcomes[i] is an nl_outcome; NL_WOULD_WAIT in it: it stalled, and was answered so. Waits where it must: call it
- * without the GIL. */
-static inline void nl_check_group(nl_table *t, const nl_fingerprint *fps, uint32_t n, uint64_t now_ns, uint32_t cost,
-                                  bool stalled_allows, unsigned char *outcomes, nl_tally *tally) {
+NL_ALWAYS_INLINE void nl_check_group_of(nl_table *t, const nl_fingerprint *fps, uint32_t n, uint64_t now_ns, uint32_t cost,
+                                        bool stalled_allows, unsigned char *outcomes, nl_tally *tally, bool meters) {
     for (uint32_t i = 0; i < n; i++) nl_prefetch_bucket(t, fps[i]);
     for (uint32_t i = 0; i < n; i++) nl_prefetch_slot(t, fps[i]);
     for (uint32_t i = 0; i < n; i++) {
-        nl_outcome outcome = nl_check(t, fps[i], now_ns, cost, NL_WAITING, NULL);
+        nl_outcome outcome = meters ? nl_meter_check(t, fps[i], now_ns, cost, NL_WAITING, NULL)
+                                    : nl_check(t, fps[i], now_ns, cost, NL_WAITING, NULL);
         if (NL_UNLIKELY(outcome & NL_WOULD_WAIT)) {
             outcome = (nl_outcome)(outcome | (stalled_allows ? NL_ALLOWED : NL_DENIED));
             tally->stalled++;
@@ -42,6 +41,14 @@ static inline void nl_check_group(nl_table *t, const nl_fingerprint *fps, uint32
         outcomes[i] = (unsigned char)outcome;
         nl_tally_add(tally, outcome);
     }
+}
+
+/* n <= NL_GROUP; outcomes[i] is an nl_outcome; NL_WOULD_WAIT in it: it stalled, and was answered so. Waits where it must: call it
+ * without the GIL. */
+static inline void nl_check_group(nl_table *t, const nl_fingerprint *fps, uint32_t n, uint64_t now_ns, uint32_t cost,
+                                  bool stalled_allows, unsigned char *outcomes, nl_tally *tally) {
+    if (t->rule.algorithm) nl_check_group_of(t, fps, n, now_ns, cost, stalled_allows, outcomes, tally, true);
+    else nl_check_group_of(t, fps, n, now_ns, cost, stalled_allows, outcomes, tally, false);
 }
 
 #endif

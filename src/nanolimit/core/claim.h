@@ -55,6 +55,59 @@ static inline void nl_claims_let_go(nl_claim **order, uint32_t n) {
     while (n--) nl_slot_commit(order[n]->slot, order[n]->meta);
 }
 
+/* --- what differs between a log and a meter ------------------------------------------------------------------------- */
+
+NL_ALWAYS_INLINE nl_outcome nl_claim_deny(const nl_claim *c) {
+    const nl_table *t = c->table;
+    if (NL_UNLIKELY(t->rule.algorithm)) return nl_meter_deny(t->rule.algorithm, &t->rule, c->slot, c->fp, c->now, c->limit, c->cost, NULL);
+    return nl_log_deny(&t->rule, &t->chunks, c->slot, c->fp, c->now, c->limit, c->cost);
+}
+
+/* False: it kept changing, or is another key's. */
+static inline bool nl_claim_peek(nl_claim *c) {
+    const nl_table *t = c->table;
+    if (t->rule.algorithm) {
+        c->outcome = nl_meter_peek(&t->rule, c->slot, c->fp, c->now, c->limit, c->cost, &c->view);
+        return c->outcome != NL_UNDECIDED;
+    }
+    if (!nl_log_peek(&t->rule, &t->chunks, c->slot, c->fp, c->now, c->limit, c->cost, &c->view)) return false;
+    c->outcome = c->view.used + c->cost > c->limit ? NL_DENIED : NL_ALLOWED;
+    return true;
+}
+
+/* Owning the slot. */
+static inline nl_outcome nl_claim_decide(nl_claim *c, bool views) {
+    const nl_table *t = c->table;
+    nl_log log;
+    nl_meter m;
+    if (t->rule.algorithm) {
+        if (NL_UNLIKELY(!nl_meter_read(&t->rule, c->slot, c->meta, c->now, c->limit, &m))) return NL_ALLOWED; /* a damaged file's */
+        c->outcome = nl_meter_fits(&t->rule, &m, c->limit, c->cost) ? NL_ALLOWED : NL_DENIED;
+        if (views) nl_meter_view(&t->rule, &m, c->limit, c->cost, c->now, &c->view);
+    } else {
+        if (NL_UNLIKELY(!nl_log_read(&t->rule, &t->chunks, c->slot, c->meta, c->now, &log))) return NL_ALLOWED;
+        c->outcome = log.used + c->cost > c->limit ? NL_DENIED : NL_ALLOWED;
+        if (views) nl_log_view(&log, c->limit, c->outcome == NL_DENIED ? c->cost : 0, c->now, &c->view);
+    }
+    return c->outcome;
+}
+
+static inline nl_outcome nl_claim_make_room(nl_claim *c, nl_patience patience) {
+    nl_table *t = c->table;
+    if (t->rule.algorithm) return NL_ALLOWED;
+    return nl_log_make_room(&t->us, &t->rule, &t->chunks, c->slot, &c->meta, c->now, c->cost, patience);
+}
+
+static inline void nl_claim_count(nl_claim *c, bool views, nl_patience patience) {
+    nl_table *t = c->table;
+    nl_view *view = views ? &c->view : NULL;
+    if (!c->cost) nl_slot_commit(c->slot, c->meta);
+    else if (t->rule.algorithm) nl_meter_allow_owned(t->rule.algorithm, &t->rule, c->slot, c->meta, c->now, c->limit, c->cost, view);
+    else nl_log_allow_owned(&t->us, &t->rule, &t->chunks, c->slot, c->meta, c->now, c->limit, c->cost, patience, view);
+}
+
+/* --- the steps ------------------------------------------------------------------------------------------------------ */
+
 /* Step 1. True: one denies, and with views all have theirs. */
 NL_ALWAYS_INLINE bool nl_claims_deny(nl_claim *claims, uint32_t n, bool views) {
     bool denied = false;
@@ -62,7 +115,7 @@ NL_ALWAYS_INLINE bool nl_claims_deny(nl_claim *claims, uint32_t n, bool views) {
         nl_claim *c = &claims[i];
         c->outcome = NL_ALLOWED;
         c->slot = nl_find(c->table, c->fp);
-        if (!c->slot || nl_log_deny(&c->table->rule, &c->table->chunks, c->slot, c->fp, c->now, c->limit, c->cost) != NL_DENIED) continue;
+        if (!c->slot || nl_claim_deny(c) != NL_DENIED) continue;
         c->outcome = NL_DENIED;
         denied = true;
         if (!views) return true;
@@ -75,8 +128,7 @@ NL_ALWAYS_INLINE bool nl_claims_deny(nl_claim *claims, uint32_t n, bool views) {
             nl_view_empty(&c->view, c->limit, c->now.ns);
             continue;
         }
-        if (!nl_log_peek(&c->table->rule, &c->table->chunks, c->slot, c->fp, c->now, c->limit, c->cost, &c->view)) return false;
-        c->outcome = c->view.used + c->cost > c->limit ? NL_DENIED : NL_ALLOWED;
+        if (!nl_claim_peek(c)) return false;
         denied |= c->outcome == NL_DENIED;
     }
     return denied;
@@ -123,18 +175,13 @@ static inline nl_outcome nl_claims_own(nl_claim **order, uint32_t n, nl_patience
 static inline nl_outcome nl_claims_decide(nl_claim **order, uint32_t n, bool views, nl_patience patience, nl_claim **lacking) {
     nl_outcome outcome = NL_ALLOWED;
     for (uint32_t i = 0; i < n; i++) {
-        nl_claim *c = order[i];
-        nl_log log;
-        if (NL_UNLIKELY(!nl_log_read(&c->table->rule, &c->table->chunks, c->slot, c->meta, c->now, &log))) continue; /* a damaged file's */
-        c->outcome = log.used + c->cost > c->limit ? NL_DENIED : NL_ALLOWED;
-        if (c->outcome == NL_DENIED) outcome = NL_DENIED;
-        if (views) nl_log_view(&log, c->limit, c->outcome == NL_DENIED ? c->cost : 0, c->now, &c->view);
-        if (c->outcome == NL_DENIED && !views) break;
+        if (nl_claim_decide(order[i], views) != NL_DENIED) continue;
+        outcome = NL_DENIED;
+        if (!views) break;
     }
     for (uint32_t i = 0; i < n && outcome == NL_ALLOWED; i++) {
-        nl_claim *c = order[i];
-        outcome = nl_log_make_room(&c->table->us, &c->table->rule, &c->table->chunks, c->slot, &c->meta, c->now, c->cost, patience);
-        *lacking = c;
+        outcome = nl_claim_make_room(order[i], patience);
+        *lacking = order[i];
     }
     if (outcome != NL_ALLOWED) nl_claims_let_go(order, n);
     return outcome;
@@ -171,13 +218,8 @@ static NL_NOINLINE nl_outcome nl_claims_check(nl_claim *claims, uint32_t n, bool
         return (nl_outcome)(outcome | displaced | (outcome == NL_DENIED ? untracked : NL_DENIED));
     }
     /* (now they can't fail: they fit, and have room) */
-    for (uint32_t i = 0, tracked = n; i < tracked; i++) {
-        nl_claim *c = &claims[i];
-        if (c->outcome & NL_UNTRACKED) continue;
-        if (!c->cost) nl_slot_commit(c->slot, c->meta);
-        else nl_log_allow_owned(&c->table->us, &c->table->rule, &c->table->chunks, c->slot, c->meta, c->now, c->limit, c->cost,
-                                NL_WAITING, views ? &c->view : NULL);
-    }
+    for (uint32_t i = 0; i < n; i++)
+        if (!(claims[i].outcome & NL_UNTRACKED)) nl_claim_count(&claims[i], views, patience);
     return (nl_outcome)(NL_ALLOWED | untracked | displaced);
 }
 

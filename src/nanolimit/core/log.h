@@ -13,21 +13,32 @@
 #include "chunk.h"
 #include "slot.h"
 
+/* How requests are counted: stamp by stamp, as here, or by a meter (meter.h). Numbers that stand in files. */
+enum { NL_SLIDING_LOG, NL_GCRA, NL_FIXED_WINDOW, NL_SLIDING_COUNTER, NL_ALGORITHMS };
+enum { NL_METER_LIMIT_MOST = 1 << 24 };
+
 typedef struct { /* a quota in ticks, and how slots are packed for it */
     uint64_t tick_ns;
     uint32_t window; /* ticks, rounded up */
     uint32_t limit;
+    uint32_t algorithm;
+    uint32_t interval, interval_part; /* window / limit, and what is left: for gcra, which adds it most */
     nl_shape shape;
 } nl_rule;
 
-static inline nl_rule nl_rule_of(uint32_t limit, uint64_t window_ns) {
+static inline nl_rule nl_rule_of(uint32_t limit, uint64_t window_ns, uint32_t algorithm) {
     nl_rule rule;
     rule.tick_ns = nl_tick_ns_of(window_ns);
     rule.window = (uint32_t)((window_ns + rule.tick_ns - 1) / rule.tick_ns);
     rule.limit = limit;
-    rule.shape = nl_shape_of(limit, rule.tick_ns);
+    rule.algorithm = algorithm;
+    rule.interval = rule.window / limit;
+    rule.interval_part = rule.window % limit;
+    rule.shape = nl_shape_of(algorithm ? 1 : limit, rule.tick_ns); /* a meter is a log of one stamp */
     return rule;
 }
+
+static inline uint32_t nl_limit_most(uint32_t algorithm) { return algorithm ? NL_METER_LIMIT_MOST : NL_LIMIT_MOST; }
 
 NL_ALWAYS_INLINE nl_now nl_rule_now(const nl_rule *rule, uint64_t now_ns) {
     return nl_now_of(now_ns, rule->tick_ns);

@@ -24,6 +24,25 @@ static inline uint32_t nl_log_find(const nl_log *log, uint64_t tick, uint32_t *f
     return high - low;
 }
 
+/* A meter doesn't know one unit from another: it gives back what of them can't have leaked or run out since (meter.h). Lets go of the
+ * slot. How many fewer count now. */
+static inline uint32_t nl_meter_give_back(nl_table *t, nl_slot *slot, uint64_t meta, nl_now now, uint64_t tick, uint32_t units) {
+    const uint32_t limit = nl_load32(&t->head->limit);
+    nl_view before, after;
+    nl_meter m;
+    if (!nl_meter_read(&t->rule, slot, meta, now, limit, &m) || !m.live) {
+        nl_slot_commit(slot, meta);
+        return 0;
+    }
+    nl_meter_view(&t->rule, &m, limit, 0, now, &before);
+    nl_slab_forget(&t->slab);
+    uint64_t left = nl_meter_refund(&t->rule, slot, meta, &m, tick == NL_NEWEST ? m.now : tick, limit, units);
+    nl_meter_view(&t->rule, &m, limit, 0, now, &after);
+    nl_slot_commit(slot, left);
+    uint32_t fewer = left == meta ? 0 : left ? before.used - after.used : before.used;
+    return fewer < units ? fewer : units;
+}
+
 /* Gives back up to `units` of those that were counted at `tick` and still count. *given: how many. NL_ALLOWED, or NL_WOULD_WAIT. */
 static inline nl_outcome nl_refund(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint64_t tick, uint32_t units, nl_patience patience,
                                    uint32_t *given) {
@@ -49,6 +68,10 @@ static inline nl_outcome nl_refund(nl_table *t, nl_fingerprint fp, uint64_t now_
         if (!nl_slot_is(slot, fp)) {
             nl_slot_commit(slot, meta);
             continue;
+        }
+        if (t->rule.algorithm) {
+            *given = nl_meter_give_back(t, slot, meta, now, tick, units);
+            return NL_ALLOWED;
         }
         if (nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log)) {
             if (tick == NL_NEWEST) n = units < log.used ? units : log.used, first = log.used - n;

@@ -42,7 +42,7 @@ typedef struct { /* the file's first bytes. In every version: magic and version.
     uint32_t header_bytes, state; /* state: READY is written last */
     uint64_t file_bytes;
     uint64_t window_ns;
-    uint32_t max_keys, layout_limit, typical, reserved;
+    uint32_t max_keys, layout_limit, typical, algorithm;
     nl_origin origin;
     uint64_t secret[2];           /* as in the head */
     uint64_t digest;              /* of all above but state */
@@ -66,7 +66,7 @@ typedef struct {
  * entries or more to each, so that none gets over 3 % more than another. Memory for long logs: for the average key, and an eighth. */
 static inline nl_layout nl_layout_of(const nl_config *config) {
     nl_layout l;
-    nl_rule rule = nl_rule_of(config->limit, config->window_ns);
+    nl_rule rule = nl_rule_of(config->limit, config->window_ns, config->algorithm);
     const uint64_t keys = config->max_keys, span = (uint64_t)1 << NL_SPAN_SHIFT;
     l.segments = (keys + NL_SHARED_SEGMENT_KEYS - 1) / NL_SHARED_SEGMENT_KEYS;
     l.directory = l.segments == 1 ? 1 : nl_power_of_two_above(32 * l.segments);
@@ -85,8 +85,8 @@ static inline nl_layout nl_layout_of(const nl_config *config) {
 static inline uint64_t nl_shared_bytes(const nl_config *config) { return nl_layout_of(config).file_bytes; }
 
 /* May the limit of a table that was laid out for one be changed to the other? */
-static inline bool nl_shared_same_layout(uint32_t limit, uint32_t other, uint64_t window_ns) {
-    nl_shape a = nl_rule_of(limit, window_ns).shape, b = nl_rule_of(other, window_ns).shape;
+static inline bool nl_shared_same_layout(uint32_t limit, uint32_t other, uint64_t window_ns, uint32_t algorithm) {
+    nl_shape a = nl_rule_of(limit, window_ns, algorithm).shape, b = nl_rule_of(other, window_ns, algorithm).shape;
     return a.field_mask == b.field_mask && a.has_chunks == b.has_chunks && a.has_era == b.has_era && a.epoch_shift == b.epoch_shift;
 }
 
@@ -114,6 +114,7 @@ static inline void nl_shared_format(void *base, const nl_config *config, const n
     header->max_keys = config->max_keys;
     header->layout_limit = t.head->limit = config->limit;
     header->typical = config->typical;
+    header->algorithm = config->algorithm;
     header->origin = *origin;
     for (int i = 0; i < 2; i++) header->secret[i] = t.head->secret[i] = config->secret[i];
     t.head->mask = (uint32_t)(l.directory - 1);
@@ -342,10 +343,10 @@ static inline const char *nl_header_check(const nl_header *h, uint64_t bytes, nl
         return "its layout is another one";
     if (nl_header_digest(h) != h->digest) return "its header is damaged";
     if (!nl_load32(&((nl_header *)(uintptr_t)h)->state)) return "it was never finished";
-    if (!h->layout_limit || h->layout_limit > NL_LIMIT_MOST || h->window_ns < 1000 || h->window_ns > (uint64_t)1 << 60 || !h->max_keys ||
+    if (h->algorithm >= NL_ALGORITHMS || !h->layout_limit || h->layout_limit > nl_limit_most(h->algorithm) || h->window_ns < 1000 || h->window_ns > (uint64_t)1 << 60 || !h->max_keys ||
         h->max_keys > NL_SHARED_KEYS_MOST || !h->typical || h->typical > h->layout_limit)
         return "its configuration is out of range";
-    nl_config c = {h->layout_limit, h->window_ns, h->max_keys, 0, {h->secret[0], h->secret[1]}, h->typical};
+    nl_config c = {h->layout_limit, h->window_ns, h->max_keys, 0, {h->secret[0], h->secret[1]}, h->typical, h->algorithm};
     *config = c;
     if (h->file_bytes != bytes || nl_shared_bytes(config) != bytes) return "its size is not what its configuration takes";
     return NULL;
@@ -358,7 +359,8 @@ static inline const char *nl_shared_check(const nl_table *t, const nl_config *co
     uint32_t limit = nl_load32(&h->limit);
     if (h->window_ns != config->window_ns || h->secret[0] != config->secret[0] || h->secret[1] != config->secret[1])
         return "its head is damaged: it is not what the header says";
-    if (!limit || limit > NL_LIMIT_MOST || !nl_shared_same_layout(config->limit, limit, config->window_ns))
+    if (!limit || limit > nl_limit_most(config->algorithm) ||
+        !nl_shared_same_layout(config->limit, limit, config->window_ns, config->algorithm))
         return "its head is damaged: the limit";
     if (h->mask != l.directory - 1 || h->segments != l.segments) return "its head is damaged: the index's size";
     if (h->slab.fresh > config->max_keys || h->slab.freed > h->slab.fresh) return "its head is damaged: the number of keys";
@@ -402,7 +404,8 @@ static inline const char *nl_shared_open(nl_table *t, int fd, const char *path, 
     }
     t->memory.base = base + page;
     t->memory.bytes = l.file_bytes;
-    t->rule = nl_rule_of(config.limit, config.window_ns);
+    t->rule = nl_rule_of(config.limit, config.window_ns, config.algorithm);
+    t->flags = config.algorithm ? NL_FLAG_ALGORITHM : 0;
     t->on_full = on_full;
     t->clock = NL_CLOCK_SHARED;
     t->number = header.origin.number;

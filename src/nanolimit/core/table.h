@@ -20,7 +20,7 @@
 #define NL_TABLE_H
 
 #include "counters.h"
-#include "log.h"
+#include "meter.h"
 #include "segment.h"
 
 /* Slots that the hand looks at: at every insert into a table of at least so many; for one to displace; when none is free;
@@ -30,7 +30,13 @@ enum { NL_ON_FULL_ALLOW, NL_ON_FULL_DENY, NL_ON_FULL_EVICT };
 enum { NL_KEY_STR1, NL_KEY_STR2, NL_KEY_STR4, NL_KEY_BYTES, NL_KEY_INT, NL_KEY_INT_NEGATIVE, NL_KEY_INT_LARGE, NL_KEY_UUID,
        NL_KEY_ADDRESS, NL_KEY_TUPLE, NL_KEY_KINDS };
 /* Why a call must not take the short way; all off in a plain limiter. */
-enum { NL_FLAG_CLOSED = 1, NL_FLAG_CLOCK = 2, NL_FLAG_EVENTS = 4, NL_FLAG_CHILD = 8 /* of a fork: not yet a member of the table */ };
+enum {
+    NL_FLAG_CLOSED = 1,
+    NL_FLAG_CLOCK = 2,
+    NL_FLAG_EVENTS = 4,
+    NL_FLAG_CHILD = 8,     /* of a fork: not yet a member of the table */
+    NL_FLAG_ALGORITHM = 16 /* it counts by meters: has a short way of its own */
+};
 
 typedef struct { /* stored: what all users of the table share */
     uint64_t secret[2];
@@ -74,6 +80,7 @@ typedef struct {
     uint32_t on_full;
     uint64_t secret[2];
     uint32_t typical; /* a shared table's: how many stamps a live key holds on average, for which there is memory */
+    uint32_t algorithm;
 } nl_config;
 
 /* --- a table's life --------------------------------------------------------------------------------------------- */
@@ -150,7 +157,8 @@ static inline bool nl_table_open(nl_table *t, const nl_config *config) {
     const uint64_t keys = config->max_keys, page = t->page_bytes = nl_page_bytes();
     const uint64_t segments = keys / 128 + 8; /* they are at least half of 690 full, on average 70 % */
     uint64_t sizes[NL_REGIONS], chunk_bytes = 0;
-    t->rule = nl_rule_of(config->limit, config->window_ns);
+    t->rule = nl_rule_of(config->limit, config->window_ns, config->algorithm);
+    t->flags = config->algorithm ? NL_FLAG_ALGORITHM : 0;
     t->on_full = config->on_full;
     t->clock = NL_CLOCK_PRIVATE;
     t->us.me = &nl_process.generation;
@@ -316,7 +324,7 @@ static inline bool nl_remove(nl_table *t, nl_fingerprint fp, nl_slot *slot, nl_n
 
 typedef struct {
     nl_slot *oldest;        /* of the live keys that the hand saw, the one idle longest */
-    uint64_t oldest_tick;   /* its newest stamp */
+    int64_t oldest_tick;    /* its newest stamp (a meter's may lie before time began) */
     bool saw_only_live;
 } nl_hand_view;
 
@@ -327,7 +335,7 @@ static inline uint32_t nl_hand(nl_table *t, nl_now now, uint32_t steps, nl_hand_
     uint32_t fresh = nl_load32_acquire(&state->fresh), at = nl_load32(&state->hand), id = NL_NO_SLOT;
     if (NL_UNLIKELY(fresh > t->slab.most)) fresh = t->slab.most; /* only in a damaged file */
     view->oldest = NULL;
-    view->oldest_tick = UINT64_MAX;
+    view->oldest_tick = INT64_MAX;
     view->saw_only_live = true;
     for (uint32_t i = 0; i < steps && fresh; i++, at++) {
         if (at >= fresh) at = 0;
@@ -339,7 +347,7 @@ static inline uint32_t nl_hand(nl_table *t, nl_now now, uint32_t steps, nl_hand_
         bool seen = fp.lo && nl_log_read(&t->rule, &t->chunks, slot, meta, now, &log) &&
                     nl_log_held(&t->rule, &t->chunks, slot, meta, &log);
         if (seen && log.used) {
-            if (log.newest_tick < view->oldest_tick) view->oldest_tick = log.newest_tick, view->oldest = slot;
+            if ((int64_t)log.newest_tick < view->oldest_tick) view->oldest_tick = (int64_t)log.newest_tick, view->oldest = slot;
             continue;
         }
         if (fp.lo ? seen && nl_remove(t, fp, slot, now, false) : t->us.members && nl_slab_claim(&t->us, &t->slab, at)) {
@@ -368,7 +376,7 @@ static inline uint32_t nl_slot_reclaim(nl_table *t, nl_now now, bool may_displac
     uint32_t id = nl_hand(t, now, whole ? fresh : known_full ? NL_HAND_FEW : NL_HAND_LAST, &view);
     if (id != NL_NO_SLOT) return id;
     if (whole && view.saw_only_live && view.oldest)
-        nl_slab_is_full_until(&t->slab, view.oldest_tick + t->rule.window, forgotten);
+        nl_slab_is_full_until(&t->slab, (uint64_t)view.oldest_tick + t->rule.window, forgotten);
     if (!may_displace || !view.oldest) return NL_NO_SLOT;
     nl_fingerprint fp = {nl_load64_acquire(&view.oldest->fingerprint[0]), nl_load64(&view.oldest->fingerprint[1])};
     if (!fp.lo || !nl_remove(t, fp, view.oldest, now, true)) return NL_NO_SLOT;
@@ -486,7 +494,8 @@ static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, nl_now now, uint
             nl_store64_release(&slot->fingerprint[0], fp.lo);
             NL_POINT(insert_fingerprint);
             if (segment->dropped) segment->dropped = 0, nl_add32(&t->head->dropped, (uint32_t)-1);
-            uint64_t idle_from = now.tick + t->rule.window; /* earlier than the hand found, if the clock went back */
+            /* Earlier than the hand found, if the clock went back. (A bucket may be full again at once.) */
+            uint64_t idle_from = now.tick + (t->rule.algorithm == NL_GCRA ? 0 : t->rule.window);
             if (nl_load64(&t->slab.state->full_until) > idle_from) nl_store64(&t->slab.state->full_until, idle_from);
             *spare = NL_NO_SLOT;
             *placed = true;
@@ -548,7 +557,9 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
         nl_outcome outcome = nl_own(t, fp, now, patience, &slot, &meta, &displaced);
         if (outcome == NL_WOULD_WAIT) return (nl_outcome)(NL_WOULD_WAIT | displaced);
         if (outcome == NL_UNTRACKED) return (nl_outcome)(nl_full(t, limit, cost, now, view) | displaced);
-        outcome = nl_log_allow_owned(&t->us, &t->rule, &t->chunks, slot, meta, now, limit, cost, patience, view);
+        outcome = t->rule.algorithm
+                      ? nl_meter_allow_owned(t->rule.algorithm, &t->rule, slot, meta, now, limit, cost, view)
+                      : nl_log_allow_owned(&t->us, &t->rule, &t->chunks, slot, meta, now, limit, cost, patience, view);
         if (outcome != NL_NO_CHUNK) return (nl_outcome)(outcome | displaced);
         /* if it is new, it stays, with an empty log: idle */
         nl_store64(&t->slab.state->full_until, 0);
@@ -574,6 +585,32 @@ NL_ALWAYS_INLINE nl_outcome nl_check(nl_table *t, nl_fingerprint fp, uint64_t no
     return nl_check_slow(t, fp, now, limit, cost, patience, view);
 }
 
+NL_ALWAYS_INLINE nl_outcome nl_meter_check_as(uint32_t algorithm, nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost,
+                                              nl_patience patience, nl_view *view) {
+    nl_now now = nl_rule_now(&t->rule, now_ns);
+    uint32_t limit = nl_load32(&t->head->limit);
+    nl_slot *slot = nl_find(t, fp);
+    if (NL_LIKELY(slot != NULL)) {
+        if (nl_meter_deny(algorithm, &t->rule, slot, fp, now, limit, cost, view) == NL_DENIED) return NL_DENIED;
+        nl_outcome outcome = nl_meter_allow(algorithm, &t->us, &t->rule, slot, fp, now, limit, cost, patience, view);
+        if (NL_LIKELY(outcome != NL_GONE)) return outcome;
+    }
+    return nl_check_slow(t, fp, now, limit, cost, patience, view);
+}
+
+/* The same by a meter: the ways of each in code of its own. */
+NL_ALWAYS_INLINE nl_outcome nl_meter_check(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_patience patience,
+                                           nl_view *view) {
+    if (t->rule.algorithm == NL_GCRA) return nl_meter_check_as(NL_GCRA, t, fp, now_ns, cost, patience, view);
+    if (t->rule.algorithm == NL_FIXED_WINDOW) return nl_meter_check_as(NL_FIXED_WINDOW, t, fp, now_ns, cost, patience, view);
+    return nl_meter_check_as(NL_SLIDING_COUNTER, t, fp, now_ns, cost, patience, view);
+}
+
+/* By whatever the table counts with. */
+static inline nl_outcome nl_check_any(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_patience patience, nl_view *view) {
+    return t->rule.algorithm ? nl_meter_check(t, fp, now_ns, cost, patience, view) : nl_check(t, fp, now_ns, cost, patience, view);
+}
+
 /* Would it fit? Counts nothing, inserts nothing. NL_ALLOWED, NL_DENIED or (quick) NL_WOULD_WAIT. */
 static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_patience patience, nl_view *view) {
     nl_now now = nl_rule_now(&t->rule, now_ns);
@@ -593,6 +630,19 @@ static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns
                 nl_view_empty(view, limit, now_ns);
                 return NL_ALLOWED;
             }
+        }
+        if (t->rule.algorithm) {
+            nl_outcome outcome = nl_meter_peek(&t->rule, slot, fp, now, limit, cost, view);
+            uint64_t meta;
+            nl_meter m;
+            if (outcome != NL_UNDECIDED) return outcome;
+            if (!nl_slot_take(&t->us, slot, &meta, patience)) return NL_WOULD_WAIT;
+            bool same = nl_slot_is(slot, fp);
+            if (!nl_meter_read(&t->rule, slot, meta, now, limit, &m)) m.live = false; /* a damaged file */
+            nl_slot_commit(slot, meta);
+            if (!same) continue;
+            nl_meter_view(&t->rule, &m, limit, cost, now, view);
+            return nl_meter_fits(&t->rule, &m, limit, cost) ? NL_ALLOWED : NL_DENIED;
         }
         if (!nl_log_peek(&t->rule, &t->chunks, slot, fp, now, limit, cost, view)) { /* it keeps changing: take it */
             uint64_t meta;

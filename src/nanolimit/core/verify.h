@@ -5,6 +5,7 @@
  *   slots    each slot is in the index, or free and all zeros, once; nobody owns one. In a shared table dead owners may have left
  *            orphans, which hold no stamps
  *   logs     head and count lie within their ring; stamps ascend and are within a window of the newest; no more than the limit
+ *   meters   one stamp, at one of the two places; units and fractions below what they are counted against; not without any
  *   chunks   each chunk belongs to one log or is free; in a shared table one may be left over in a field that is not selected
  */
 #ifndef NL_VERIFY_H
@@ -47,6 +48,22 @@ static inline const char *nl_verify_fields(const nl_table *t, uint32_t id, const
     return NULL;
 }
 
+static inline const char *nl_verify_meter(const nl_table *t, uint32_t id, const nl_slot *slot, char *message, size_t bytes) {
+    uint32_t head = nl_meta_head(t->rule.shape, slot->meta), count = nl_meta_count(t->rule.shape, slot->meta);
+    nl_shape s = nl_meter_shape();
+    if (s.field_mask != t->rule.shape.field_mask || s.count_shift != t->rule.shape.count_shift || s.epoch_shift != t->rule.shape.epoch_shift)
+        NL_BROKEN("meters have another shape than their table");
+    if (!count) return NULL;
+    if (count != 1 || (head != 0 && head != NL_METER_OTHER)) NL_BROKEN("slot %u: head %u, count %u are no meter's", id, head, count);
+    uint32_t word = slot->ring[head + 1], before = slot->ring[head + 2];
+    if (t->rule.algorithm == NL_GCRA) word &= ~NL_GCRA_SPENT;
+    if (!word || word > NL_METER_LIMIT_MOST || (t->rule.algorithm == NL_GCRA && word > before))
+        NL_BROKEN("slot %u: a meter of %u, %u", id, word, before);
+    if (before && t->rule.algorithm == NL_FIXED_WINDOW) NL_BROKEN("slot %u: %u units before a fixed window", id, before);
+    if (before > NL_METER_LIMIT_MOST) NL_BROKEN("slot %u: %u units in the window before", id, before);
+    return NULL;
+}
+
 static inline const char *nl_verify_log(const nl_table *t, uint32_t id, const nl_slot *slot, uint64_t *chunks, char *message,
                                         size_t bytes) {
     nl_shape s = t->rule.shape;
@@ -64,7 +81,8 @@ static inline const char *nl_verify_log(const nl_table *t, uint32_t id, const nl
     }
     if (count && !s.has_era && ((slot->meta >> s.epoch_shift) & 3) != nl_ring_get(ring, head, count - 1) >> NL_EPOCH_SHIFT)
         NL_BROKEN("slot %u: the epoch is not the newest stamp's", id);
-    return nl_verify_fields(t, id, slot, chunks, message, bytes);
+    const char *broken = t->rule.algorithm ? nl_verify_meter(t, id, slot, message, bytes) : NULL;
+    return broken ? broken : nl_verify_fields(t, id, slot, chunks, message, bytes);
 }
 
 static inline const char *nl_verify_segment(const nl_table *t, uint32_t number, uint64_t *slots, uint64_t *chunks, char *message,

@@ -1,0 +1,110 @@
+"""Shared tables that count by another algorithm: two processes, the header, mismatches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from doors import verify
+from nanolimit import Quota, RateLimiter, SharedTableError, _core, shared
+from sharing import field, in_child, needs_shared, put_field
+
+pytestmark = needs_shared
+
+METERS = _core.ALGORITHMS[1:]
+
+
+@pytest.fixture(params=METERS)
+def algorithm(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def test_processes_count_together(algorithm: Any, folder: Path) -> None:
+    limiter = RateLimiter(100_000, per=3_600, shared="api", algorithm=algorithm)
+
+    def work() -> int:
+        own = RateLimiter(100_000, per=3_600, shared="api", algorithm=algorithm)
+        own.allow("user", 40_000)
+        return own.peek("user").remaining
+
+    assert limiter.allow("user", 10_000)
+    assert 50_000 <= in_child(work) < 50_100  # the bucket leaks meanwhile
+    assert limiter.allow("user", 50_000)
+    assert not limiter.allow("user", 20_000)
+    in_child(lambda: limiter.allow("forked", 99_999))  # the same table, joined anew
+    assert limiter.peek("forked").remaining < 100
+    verify(limiter)
+
+
+def test_the_file_says_how_it_counts(algorithm: Any, folder: Path) -> None:
+    limiter = RateLimiter(5_000, per=60, shared="api", algorithm=algorithm, max_keys=300)
+    assert _core.ALGORITHMS[field(folder / "api", "algorithm")] == algorithm
+    info = shared.inspect("api")
+    assert (info.algorithm, info.quota, info.problem) == (algorithm, Quota(5_000, 60), None)
+    assert info.bytes == shared.bytes_for(300, 5_000, 60, algorithm=algorithm)
+    assert info.log_capacity_bytes == 0, "a slot a key, and no more"
+    assert limiter.stats().memory_bytes == info.bytes
+    assert [table.algorithm for table in shared.tables()] == [algorithm]
+
+
+def test_another_algorithm_is_refused_by_name(algorithm: Any, folder: Path) -> None:
+    RateLimiter(5, shared="api", algorithm=algorithm)
+    with pytest.raises(
+        SharedTableError, match=f"its algorithm is '{algorithm}', asked for 'sliding-log'"
+    ):
+        RateLimiter(5, shared="api")
+
+
+def test_adopting_takes_the_tables(algorithm: Any, folder: Path) -> None:
+    RateLimiter(4_000, shared="api", algorithm=algorithm)
+    adopted = RateLimiter(5, shared="api", on_mismatch="adopt")
+    assert (adopted.algorithm, adopted.quota.limit) == (algorithm, 4_000)
+    assert adopted.allow("user", 4_000)
+    assert not adopted.allow("user", 2_000)
+    adopted.close()
+    assert adopted.algorithm == algorithm
+
+
+def test_replacing_makes_a_table_anew(algorithm: Any, folder: Path) -> None:
+    old = RateLimiter(5, shared="api", algorithm=algorithm)
+    old.allow("user", 5)
+    new = RateLimiter(5, shared="api", on_mismatch="replace")
+    assert new.algorithm == "sliding-log"
+    assert new.allow("user", 5)
+    assert old.algorithm == algorithm
+    assert not old.allow("user", 4)
+
+
+def test_a_new_limit_holds_at_once_and_for_all(algorithm: Any, folder: Path) -> None:
+    """Any limit fits in the same table."""
+    old = RateLimiter(6, per=3_600, shared="api", algorithm=algorithm)
+    old.allow("user", 4)
+    new = RateLimiter(
+        1_000_000, per=3_600, shared="api", algorithm=algorithm, on_mismatch="replace"
+    )
+    assert new.stats().allowed == 1, "the same table"
+    assert old.quota.limit == 1_000_000
+    assert old.allow("user", 999_000)
+    assert not new.allow("user", 999_000)
+    RateLimiter(3, per=3_600, shared="api", algorithm=algorithm, on_mismatch="replace")
+    assert not old.allow("user")
+    assert old.allow("other", 3)
+    verify(old)
+
+
+def test_a_header_that_contradicts_itself(folder: Path) -> None:
+    """A limit that only a meter could count."""
+    RateLimiter(5, shared="api", algorithm="gcra").close()
+    put_field(folder / "api", "layout_limit", 5_000)
+    put_field(folder / "api", "algorithm", 0)
+    with pytest.raises(SharedTableError, match="its layout_limit is 5000, expected 1 to 2047"):
+        RateLimiter(5, shared="api", algorithm="gcra")
+
+
+def test_sizes_for_limits_that_cannot_be(folder: Path) -> None:
+    with pytest.raises(ValueError, match="2047 for algorithm='sliding-log', not 5000"):
+        shared.bytes_for(10, 5_000)
+    with pytest.raises(ValueError, match="algorithm must be"):
+        shared.bytes_for(10, 5, algorithm="no such")  # type: ignore[arg-type]
