@@ -47,8 +47,8 @@ cdef int peek_all(nl_claim *claims, uint32_t n, uint64_t now_ns, int patience) n
 
 @cython.final
 cdef class Bundle:
-    """Several quotas for each key, as one limiter: a Limiter for each. Private ones have one secret, so that a key is hashed once;
-    files each have their own.
+    """Several quotas for each key, as one limiter: a Limiter for each. Private ones have one secret, so that a key is hashed
+    once; files each have their own.
 
     It has a Limiter's methods. A request counts in all or in none (core/claim.h). The counters are those of the first.
     """
@@ -106,7 +106,8 @@ cdef class Bundle:
         cdef uint64_t now_ns = self.claim(key, cost, claims, &units, &seconds)
         if units == 0:
             return True
-        return settle_all(self, nl_claims_check(claims, self.n, False, NL_QUICKLY), key, units, now_ns, claims, False) & NL_ALLOWED != 0
+        cdef int outcome = nl_claims_check(claims, self.n, False, NL_QUICKLY)
+        return settle_all(self, outcome, key, units, now_ns, claims, False) & NL_ALLOWED != 0
 
     def check(self, key, cost=1):
         """As allow(), and tells more: a Decision, of the quota that binds."""
@@ -183,7 +184,9 @@ cdef class Bundle:
         outcome = settle_all(self, outcome, key, units, now_ns, claims, True)
         token = None
         if outcome & NL_ALLOWED:
-            token = tuple([None if claims[i].outcome & NL_UNTRACKED else token_of(claims[i].table, &claims[i].view) for i in range(self.n)])
+            token = tuple([
+                None if claims[i].outcome & NL_UNTRACKED else token_of(claims[i].table, &claims[i].view) for i in range(self.n)
+            ])
         return decision_of(self, claims, outcome, seconds), token
 
     def give_back(self, key, units, token=None):
@@ -299,7 +302,8 @@ cdef int stalled_all(Bundle bundle, nl_claim *claims, uint64_t now_ns, uint32_t 
     return outcome
 
 
-cdef int settle_all(Bundle bundle, int outcome, object key, uint32_t units, uint64_t now_ns, nl_claim *claims, bint views) except -1:
+cdef int settle_all(Bundle bundle, int outcome, object key, uint32_t units, uint64_t now_ns, nl_claim *claims,
+                    bint views) except -1:
     """What is left to do after a check: wait where it would have waited, count, tell."""
     cdef nl_table *t = table_of(bundle.first)
     cdef int displaced = outcome & NL_DISPLACED
@@ -348,7 +352,7 @@ cdef struct Part:  # one of check_all's items: which claims are its own
 
 
 def check_together(items):
-    """Decides on (engine, key, cost) items, engines being Limiters or Bundles: counts all, or none. A Decision, and whether all fit.
+    """Decides on (engine, key, cost) items, engines being Limiters or Bundles: counts all, or none. A Decision.
 
     The same key of the same limiter may stand there twice: the costs add up.
     """
@@ -380,8 +384,8 @@ def check_together(items):
                         and memcmp(&claims[i].table.head.secret, &fresh.table.head.secret, 16) == 0):
                     if claims[i].cost + units > fresh.limit:
                         raise ValueError(
-                            f"the costs of key {key!r:.100} add up to {claims[i].cost + units}, above the limit of {fresh.limit}: "
-                            f"they could never pass"
+                            f"the costs of key {key!r:.100} add up to {claims[i].cost + units}, "
+                            f"above the limit of {fresh.limit}: they could never pass"
                         )
                     claims[i].cost += units
                     break
@@ -406,8 +410,8 @@ def check_together(items):
     tell_all(items, claims, which, n, outcome, stalled)
     best = binding_of(claims, n, outcome & NL_ALLOWED != 0)
     limiter = limiter_with(items[which[best]][0], claims[best].table)
-    return new_decision(limiter, claims[best].table, (outcome & NL_ALLOWED) | (claims[best].outcome & NL_UNTRACKED), &claims[best].view,
-                        times[which[best]])
+    outcome = (outcome & NL_ALLOWED) | (claims[best].outcome & NL_UNTRACKED)
+    return new_decision(limiter, claims[best].table, outcome, &claims[best].view, times[which[best]])
 
 
 cdef int tell_all(object items, nl_claim *claims, int *which, uint32_t n, int outcome, bint stalled) except -1:

@@ -31,6 +31,7 @@ cdef class Limiter:
     cdef object many_of_buffer(self, object keys, unsigned int units)
     cdef object many_of_sequence(self, object keys, unsigned int units)
 
+
 @cython.final
 cdef class Bundle:
     cdef readonly tuple limiters
@@ -40,7 +41,8 @@ cdef class Bundle:
     cdef readonly str name
     cdef object __weakref__
 
-    cdef unsigned long long claim(self, object key, object cost, void *claims, unsigned int *units, double *seconds) except? 0xffffffffffffffff
+    cdef unsigned long long claim(self, object key, object cost, void *into, unsigned int *units,
+                                  double *seconds) except? 0xffffffffffffffff
     cdef int be_ready(self) except -1
     cdef unsigned int units(self, object cost) except? 0xffffffff
 

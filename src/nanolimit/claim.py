@@ -48,20 +48,20 @@ def check_all(
     Thread-safe. A bounded amount of work for each quota. The counters of a limiter count a request
     that was allowed, or that this limiter denied; one that others denied it does not count.
     """
-    asked = []
-    for place, item in enumerate(items):
-        if not isinstance(item, tuple) or len(item) not in (2, 3):
-            raise TypeError(
-                f"items[{place}] must be a tuple (limiter, key) or (limiter, key, cost), "
-                f"not {type(item).__name__}"
-                + (f" of {len(item)}" if isinstance(item, tuple) else "")
-            )
-        limiter, key, cost = item if len(item) == 3 else (*item, 1)
-        if not isinstance(limiter, RateLimiter):
-            raise TypeError(
-                f"items[{place}] must begin with a RateLimiter, not {type(limiter).__name__}"
-            )
-        asked.append((limiter._open_engine(), key, cost))
+    asked = [_checked(f"items[{place}]", item) for place, item in enumerate(items)]
     if not asked:
         raise ValueError("check_all needs at least one (limiter, key, cost), got none")
     return _core.check_together(asked)
+
+
+def _checked(what: str, item: object) -> tuple[_core.Limiter | _core.Bundle, Key, int]:
+    if not isinstance(item, tuple) or len(item) not in (2, 3):
+        number = f" of {len(item)}" if isinstance(item, tuple) else ""
+        raise TypeError(
+            f"{what} must be a tuple (limiter, key) or (limiter, key, cost), "
+            f"not {type(item).__name__}{number}"
+        )
+    limiter, key, cost = item if len(item) == 3 else (*item, 1)
+    if not isinstance(limiter, RateLimiter):
+        raise TypeError(f"{what} must begin with a RateLimiter, not {type(limiter).__name__}")
+    return limiter._open_engine(), key, cost

@@ -281,9 +281,9 @@ class RateLimiter(Verbs):
 
     Args:
         quota: The limit as an int, to go with `per`; or the whole quota as a `Quota` or as text:
-            ``"5/minute"``, ``"100/15m"``, ``"10 per 2 hours"``. 5 when left out. Several, up to 8, as
-            text ``"10/second; 1000/hour"`` or as a list: then a request must fit into all of them,
-            and counts in all or in none.
+            ``"5/minute"``, ``"100/15m"``, ``"10 per 2 hours"``. 5 when left out. Several, up to 8,
+            as text ``"10/second; 1000/hour"`` or as a list: then a request must fit into all of
+            them, and counts in all or in none.
         per: The length of the window for a limit given as an int: seconds, or a `timedelta`.
             A minute when left out.
         name: What telemetry and `repr` call it. When left out, the name of its shared table, else
@@ -451,6 +451,7 @@ class RateLimiter(Verbs):
         """Attach to the shared tables, one for each quota, made now if they are not there."""
         # Here, because few limiters need it.
         from nanolimit import table as tables
+        from nanolimit.place import more_of
 
         if shared is not True:
             called = tables.table_name(shared)
@@ -482,7 +483,7 @@ class RateLimiter(Verbs):
         for each in wanted:
             place = shared
             if shared is not True and each.number:
-                place = tables.more_of(shared, each.number)
+                place = more_of(shared, each.number)
             engines.append(
                 self._shared_engine(place, each, access, name, on_full, clock, stall_ns, on_stall)
             )
@@ -499,6 +500,7 @@ class RateLimiter(Verbs):
         stall_ns: int,
         on_stall: str,
     ) -> _core.Limiter:
+        """Attach to one table."""
         from nanolimit import table as tables
 
         quota = wanted.quota

@@ -78,7 +78,8 @@ def check_number(number: int, given: str) -> None:
         raise ValueError("a limiter needs at least one quota, got none: '5/minute' is one")
     if number > MAX_QUOTAS:
         raise ValueError(
-            f"a limiter has at most {MAX_QUOTAS} quotas, got more in {given}: take the tightest ones"
+            f"a limiter has at most {MAX_QUOTAS} quotas, got more in {given}: "
+            f"take the tightest ones"
         )
 
 

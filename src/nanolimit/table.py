@@ -46,7 +46,6 @@ from nanolimit.place import (
     is_trusted,
     kind_of,
     locked,
-    more_of,
     opened,
     place_of,
     quoted,

@@ -7,7 +7,7 @@ then counted in each. Nothing else is known here of how the engine does it.
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
@@ -45,7 +45,7 @@ class Joint:
         return [each.peek(key, now_ns, cost) for each in self.references]
 
     def count(self, key: Any, now_ns: int, cost: int) -> list[Verdict]:
-        return [each.check(key, now_ns, cost) or pytest.fail() for each in self.references]
+        return [each.check(key, now_ns, cost) or pytest.fail("full") for each in self.references]
 
     def tokens(self, key: Any) -> list[int]:
         return [each.newest(key) for each in self.references]
@@ -80,7 +80,7 @@ def agree(decision: Decision, verdicts: list[Verdict], named: list[Quota]) -> No
 
 
 class Several(RuleBasedStateMachine):
-    options: dict[str, Any] = {}
+    options: ClassVar[dict[str, Any]] = {}
 
     @initialize(first=sets, second=sets, start=st.integers(0, 2**60))
     def begin(self, first: list[Quota], second: list[Quota], start: int) -> None:
@@ -238,7 +238,7 @@ class Several(RuleBasedStateMachine):
 class SeveralShared(Several):
     """Each quota in a file of its own, with a secret of its own."""
 
-    options = {"shared": True, "max_keys": 50}
+    options: ClassVar[dict[str, Any]] = {"shared": True, "max_keys": 50}
 
 
 TestSeveral = Several.TestCase

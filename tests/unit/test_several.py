@@ -168,7 +168,10 @@ def test_a_bad_key_or_cost_changes_nothing() -> None:
 @pytest.mark.parametrize(("on_full", "allowed"), [("allow", True), ("deny", False)])
 def test_no_room(manual: ManualClock, on_full: str, allowed: bool) -> None:
     limiter = RateLimiter(
-        BURST_AND_HOUR, clock=manual, max_keys=2, on_full=on_full  # type: ignore[arg-type]
+        BURST_AND_HOUR,
+        clock=manual,
+        max_keys=2,
+        on_full=on_full,  # type: ignore[arg-type]
     )
     assert limiter.allow("a")
     assert limiter.allow("b")
