@@ -215,6 +215,10 @@ class Results:
     def add(self, worker: str, row: str, when: tuple[int, int], sample: Sample) -> None:
         self.samples.setdefault((worker, row), {})[when] = sample
 
+    def row_names(self, worker: str) -> list[str]:
+        """All rows of a worker, by name."""
+        return sorted(row for name, row in self.samples if name == worker)
+
     def has(self, worker: str, row: str) -> bool:
         return bool(self.samples.get((worker, row)))
 

@@ -346,103 +346,141 @@ cdef void claim_many(nl_table **tables, uint32_t quotas, bint stalled_allows, nl
 
 # --- several limiters ---------------------------------------------------------------------------------------------------
 
-cdef struct Part:  # one of check_all's items: which claims are its own
-    uint32_t first, end
-    uint32_t units
+cdef struct Part:  # one of check_together's items: which claims are its own
+    PyObject *engine
+    uint32_t units, number
+    double seconds
 
 
 def check_together(items):
-    """Decides on (engine, key, cost) items, engines being Limiters or Bundles: counts all, or none. A Decision.
+    """Decides on (limiter, key) or (limiter, key, cost) items, limiters being RateLimiters: counts all, or none. A Decision.
 
     The same key of the same limiter may stand there twice: the costs add up.
     """
     cdef nl_claim claims[NL_CLAIMS_MOST]
-    cdef int which[NL_CLAIMS_MOST]  # of which item a claim is
-    cdef nl_claim fresh
-    cdef nl_fingerprint fp
-    cdef uint32_t n = 0, i, units
+    cdef Part parts[NL_CLAIMS_MOST]
+    cdef int part_of[NL_CLAIMS_MOST]  # which item a claim belongs to
+    cdef uint32_t n = 0, place = 0, number, i
     cdef int outcome, best, displaced
     cdef uint64_t now_ns
-    cdef double seconds
+    cdef nl_fingerprint fp
     cdef Limiter limiter
-    times = []
-    for place, (engine, key, cost) in enumerate(items):
-        every = (<Bundle>engine).limiters if isinstance(engine, Bundle) else (<Limiter?>engine,)
-        now_ns, seconds = 0, EXACT
-        for number, limiter in enumerate(every):
-            units = limiter.units(cost)
+    cdef Part *part
+    if type(items) is not list and type(items) is not tuple:
+        items = list(items)
+    if not items:
+        raise ValueError("check_all needs at least one (limiter, key, cost), got none")
+    if len(items) > NL_CLAIMS_MOST:
+        raise too_many()
+    for item in items:
+        part = &parts[place]
+        engine = engine_of(item, place)
+        part.engine = <PyObject *>engine
+        part.number = 1 if type(engine) is Limiter else (<Bundle>engine).n
+        part.seconds = EXACT
+        cost = (<tuple>item)[2] if len(<tuple>item) == 3 else 1
+        now_ns = 0
+        for number in range(part.number):
+            limiter = <Limiter>engine if type(engine) is Limiter else <Limiter>(<Bundle>engine).limiters[number]
+            part.units = limiter.units(cost)
             limiter.be_ready()
             if number == 0 or (<Bundle>engine).hashes_each:
-                fingerprint(table_of(limiter), key, &fp)
+                fingerprint(table_of(limiter), (<tuple>item)[1], &fp)
             if number == 0:
-                now_ns = limiter.now(&seconds)
-                times.append(seconds)
-            limiter.be_ready()
-            claim_of(&fresh, table_of(limiter), fp, now_ns, units)
+                now_ns = limiter.now(&part.seconds)
+                limiter.be_ready()
+            if n == NL_CLAIMS_MOST:
+                raise too_many()
+            claim_of(&claims[n], table_of(limiter), fp, now_ns, part.units)
             for i in range(n):
-                if (claims[i].fp.lo == fp.lo and claims[i].fp.hi == fp.hi and claims[i].table.number == fresh.table.number
-                        and memcmp(&claims[i].table.head.secret, &fresh.table.head.secret, 16) == 0):
-                    if claims[i].cost + units > fresh.limit:
-                        raise ValueError(
-                            f"the costs of key {key!r:.100} add up to {claims[i].cost + units}, "
-                            f"above the limit of {fresh.limit}: they could never pass"
-                        )
-                    claims[i].cost += units
+                if same_key(&claims[i], &claims[n]):
+                    add_up(&claims[i], part.units, (<tuple>item)[1])
                     break
             else:
-                if n == NL_CLAIMS_MOST:
-                    raise ValueError(f"check_all takes {NL_CLAIMS_MOST} quotas in all, got more: ask for fewer at once")
-                claims[n] = fresh
-                which[n] = <int>place
+                part_of[n] = <int>place
                 n += 1
+        place += 1
     outcome = nl_claims_check(claims, n, True, NL_QUICKLY)
     if outcome & NL_WOULD_WAIT:
         displaced = outcome & NL_DISPLACED
         with nogil:
             outcome = nl_claims_check(claims, n, True, NL_WAITING)
         outcome |= displaced
-    limiter = first_of(items[0][0])
+    limiter = first_of(<object>parts[0].engine)
     cdef bint stalled = outcome & NL_WOULD_WAIT != 0
     if stalled:
         for i in range(n):
             claims[i].outcome = outcome = nl_untracked(limiter.stall_allows, claims[i].limit, claims[i].cost, claims[i].now.ns,
                                                        &claims[i].view)
-    tell_all(items, claims, which, n, outcome, stalled)
+    for i in range(place):
+        tell_part(&parts[i], items[i][1], claims, part_of, n, <int>i, outcome & NL_ALLOWED != 0, stalled)
     best = binding_of(claims, n, outcome & NL_ALLOWED != 0)
-    limiter = limiter_with(items[which[best]][0], claims[best].table)
+    part = &parts[part_of[best]]
+    limiter = limiter_with(<object>part.engine, claims[best].table)
     outcome = (outcome & NL_ALLOWED) | (claims[best].outcome & NL_UNTRACKED)
-    return new_decision(limiter, claims[best].table, outcome, &claims[best].view, times[which[best]])
+    return new_decision(limiter, claims[best].table, outcome, &claims[best].view, part.seconds)
 
 
-cdef int tell_all(object items, nl_claim *claims, int *which, uint32_t n, int outcome, bint stalled) except -1:
+cdef object engine_of(object item, uint32_t place):
+    """The Limiter or Bundle of an item, if it is one that check_all takes."""
+    if type(item) is not tuple or not 2 <= len(<tuple>item) <= 3:
+        number = f" of {len(item)}" if isinstance(item, tuple) else ""
+        raise TypeError(
+            f"items[{place}] must be a tuple (limiter, key) or (limiter, key, cost), not {type(item).__name__}{number}"
+        )
+    engine = getattr((<tuple>item)[0], "_engine", None)
+    if type(engine) is Limiter or type(engine) is Bundle:
+        return engine
+    if getattr(engine, "closed", False):
+        raise LimiterClosedError(f"limiter {engine.name!r} is closed")
+    raise TypeError(f"items[{place}] must begin with a RateLimiter, not {type(item[0]).__name__}")
+
+
+cdef object too_many():
+    return ValueError(f"check_all takes {NL_CLAIMS_MOST} quotas in all, got more: ask for fewer at once")
+
+
+cdef inline bint same_key(const nl_claim *a, const nl_claim *b) noexcept:
+    """Tables in files may be open twice: what they have in common is the secret."""
+    return (a.fp.lo == b.fp.lo and a.fp.hi == b.fp.hi and a.table.number == b.table.number
+            and memcmp(&a.table.head.secret, &b.table.head.secret, 16) == 0)
+
+
+cdef int add_up(nl_claim *c, uint32_t units, object key) except -1:
+    if c.cost + units > c.limit:
+        raise ValueError(
+            f"the costs of key {key!r:.100} add up to {c.cost + units}, above the limit of {c.limit}: they could never pass"
+        )
+    c.cost += units
+    return 0
+
+
+cdef int tell_part(const Part *part, object key, nl_claim *claims, int *part_of, uint32_t n, int place, bint allowed,
+                   bint stalled) except -1:
     """Counts and tells: a request that was allowed, to all; one that was denied, to those who denied it."""
-    cdef int place = 0, own
+    cdef int own = NL_ALLOWED
     cdef uint32_t i
-    cdef Limiter limiter
-    for engine, key, cost in items:
-        own = NL_ALLOWED
-        for i in range(n):
-            if which[i] == place:
-                own = (own & claims[i].outcome & NL_ALLOWED) | ((own | claims[i].outcome) & NL_UNTRACKED)
-        place += 1
-        if cost == 0 or (not outcome & NL_ALLOWED and own & NL_ALLOWED):
-            continue
-        limiter = first_of(engine)
-        NL_TALLY(table_of(limiter), NL_COUNT_ALLOWED if own & NL_ALLOWED else NL_COUNT_DENIED, 1)
-        if own & NL_UNTRACKED:
-            NL_TALLY(table_of(limiter), NL_COUNT_STALLED if stalled else NL_COUNT_OVERFLOWED, 1)
-        if event_mask:
-            limiter.tell(own & ~NL_UNTRACKED if stalled else own, cost, key)
+    for i in range(n):
+        if part_of[i] == place:
+            own = (own & claims[i].outcome & NL_ALLOWED) | ((own | claims[i].outcome) & NL_UNTRACKED)
+    if part.units == 0 or (not allowed and own & NL_ALLOWED):
+        return 0
+    cdef Limiter limiter = first_of(<object>part.engine)
+    NL_TALLY(table_of(limiter), NL_COUNT_ALLOWED if own & NL_ALLOWED else NL_COUNT_DENIED, 1)
+    if own & NL_UNTRACKED:
+        NL_TALLY(table_of(limiter), NL_COUNT_STALLED if stalled else NL_COUNT_OVERFLOWED, 1)
+    if event_mask:
+        limiter.tell(own & ~NL_UNTRACKED if stalled else own, part.units, key)
     return 0
 
 
 cdef Limiter first_of(object engine):
-    return (<Bundle>engine).first if isinstance(engine, Bundle) else <Limiter>engine
+    return <Limiter>engine if type(engine) is Limiter else (<Bundle>engine).first
 
 
 cdef Limiter limiter_with(object engine, nl_table *t):
     cdef Limiter limiter
-    if isinstance(engine, Bundle):
+    if type(engine) is Bundle:
         for limiter in (<Bundle>engine).limiters:
             if table_of(limiter) == t:
                 return limiter

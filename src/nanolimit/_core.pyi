@@ -1,11 +1,11 @@
 """Types of the seam. The documentation stands in limiter.py and, for Decision and Stats, here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn, final, overload
 
 from typing_extensions import Buffer, disjoint_base
 
-from nanolimit.limiter import Key
+from nanolimit.limiter import Key, RateLimiter
 from nanolimit.quota import Quota
 
 ABI_VERSION: Final[int]
@@ -193,7 +193,7 @@ class Bundle:
     def _verify(self) -> int: ...
 
 def check_together(
-    items: Sequence[tuple[Limiter | Bundle, Key, int]],
+    items: Iterable[tuple[RateLimiter, Key] | tuple[RateLimiter, Key, int]],
 ) -> Decision: ...
 
 @final

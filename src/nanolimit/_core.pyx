@@ -564,8 +564,8 @@ cdef class Limiter:
     def __cinit__(self, quota, *, limit, window_ns, str name not None, max_keys, str on_full not None, clock, table=None,
                   path=None, stall_ns=0, str on_stall not None="allow", make_quota=None, str algorithm not None="sliding-log",
                   Limiter kin=None):
-        """table: the descriptor of a shared table's file, which says what limit, window_ns, max_keys and algorithm are. kin: whose
-        secret it shares, in a Bundle."""
+        """table: the descriptor of a shared table's file, which says what limit, window_ns, max_keys and algorithm are. kin:
+        whose secret it shares, in a Bundle."""
         cdef nl_config config
         cdef bytes secret = os.urandom(16)
         self.quota_now = quota

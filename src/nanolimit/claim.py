@@ -10,13 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nanolimit import _core
-from nanolimit.limiter import RateLimiter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from nanolimit._core import Decision
-    from nanolimit.limiter import Key
+    from nanolimit.limiter import Key, RateLimiter
 
 __all__ = ["check_all"]
 
@@ -48,20 +47,4 @@ def check_all(
     Thread-safe. A bounded amount of work for each quota. The counters of a limiter count a request
     that was allowed, or that this limiter denied; one that others denied it does not count.
     """
-    asked = [_checked(f"items[{place}]", item) for place, item in enumerate(items)]
-    if not asked:
-        raise ValueError("check_all needs at least one (limiter, key, cost), got none")
-    return _core.check_together(asked)
-
-
-def _checked(what: str, item: object) -> tuple[_core.Limiter | _core.Bundle, Key, int]:
-    if not isinstance(item, tuple) or len(item) not in (2, 3):
-        number = f" of {len(item)}" if isinstance(item, tuple) else ""
-        raise TypeError(
-            f"{what} must be a tuple (limiter, key) or (limiter, key, cost), "
-            f"not {type(item).__name__}{number}"
-        )
-    limiter, key, cost = item if len(item) == 3 else (*item, 1)
-    if not isinstance(limiter, RateLimiter):
-        raise TypeError(f"{what} must begin with a RateLimiter, not {type(limiter).__name__}")
-    return limiter._open_engine(), key, cost
+    return _core.check_together(items)

@@ -578,7 +578,7 @@ def test_the_modules_form_layers() -> None:
             "tasks",
             "waiting",
         },
-        "claim": {"_core", "limiter"},
+        "claim": {"_core"},
         "default": {"limiter"},
         "pytest_plugin": {"clock"},
     }

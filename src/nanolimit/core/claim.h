@@ -30,6 +30,10 @@ typedef struct {
     uint64_t meta;        /* as published, while the slot is owned */
     nl_outcome outcome;   /* of this one by itself: NL_ALLOWED, NL_DENIED, NL_UNTRACKED besides */
     nl_view view;
+    union {               /* what it holds, while the slot is owned */
+        nl_log log;
+        nl_meter meter;
+    };
 } nl_claim;
 
 /* Does a come before b in the order of owning? Shared tables have other addresses in each process, but the same secret. */
@@ -78,16 +82,14 @@ static inline bool nl_claim_peek(nl_claim *c) {
 /* Owning the slot. */
 static inline nl_outcome nl_claim_decide(nl_claim *c, bool views) {
     const nl_table *t = c->table;
-    nl_log log;
-    nl_meter m;
     if (t->rule.algorithm) {
-        if (NL_UNLIKELY(!nl_meter_read(&t->rule, c->slot, c->meta, c->now, c->limit, &m))) return NL_ALLOWED; /* a damaged file's */
-        c->outcome = nl_meter_fits(&t->rule, &m, c->limit, c->cost) ? NL_ALLOWED : NL_DENIED;
-        if (views) nl_meter_view(&t->rule, &m, c->limit, c->cost, c->now, &c->view);
+        if (NL_UNLIKELY(!nl_meter_read(&t->rule, c->slot, c->meta, c->now, c->limit, &c->meter))) c->meter.live = false, c->meta = 0;
+        c->outcome = nl_meter_fits(&t->rule, &c->meter, c->limit, c->cost) ? NL_ALLOWED : NL_DENIED;
+        if (views) nl_meter_view(&t->rule, &c->meter, c->limit, c->cost, c->now, &c->view);
     } else {
-        if (NL_UNLIKELY(!nl_log_read(&t->rule, &t->chunks, c->slot, c->meta, c->now, &log))) return NL_ALLOWED;
-        c->outcome = log.used + c->cost > c->limit ? NL_DENIED : NL_ALLOWED;
-        if (views) nl_log_view(&log, c->limit, c->outcome == NL_DENIED ? c->cost : 0, c->now, &c->view);
+        nl_log_read_owned(&t->rule, &t->chunks, c->slot, &c->meta, c->now, &c->log);
+        c->outcome = c->log.used + c->cost > c->limit ? NL_DENIED : NL_ALLOWED;
+        if (views) nl_log_view(&c->log, c->limit, c->outcome == NL_DENIED ? c->cost : 0, c->now, &c->view);
     }
     return c->outcome;
 }
@@ -95,7 +97,7 @@ static inline nl_outcome nl_claim_decide(nl_claim *c, bool views) {
 static inline nl_outcome nl_claim_make_room(nl_claim *c, nl_patience patience) {
     nl_table *t = c->table;
     if (t->rule.algorithm) return NL_ALLOWED;
-    return nl_log_make_room(&t->us, &t->rule, &t->chunks, c->slot, &c->meta, c->now, c->cost, patience);
+    return nl_log_make_room(&t->us, &t->rule, &t->chunks, c->slot, &c->meta, &c->log, c->now, c->cost, patience);
 }
 
 static inline void nl_claim_count(nl_claim *c, bool views, nl_patience patience) {
@@ -103,7 +105,7 @@ static inline void nl_claim_count(nl_claim *c, bool views, nl_patience patience)
     nl_view *view = views ? &c->view : NULL;
     if (!c->cost) nl_slot_commit(c->slot, c->meta);
     else if (t->rule.algorithm) nl_meter_allow_owned(t->rule.algorithm, &t->rule, c->slot, c->meta, c->now, c->limit, c->cost, view);
-    else nl_log_allow_owned(&t->us, &t->rule, &t->chunks, c->slot, c->meta, c->now, c->limit, c->cost, patience, view);
+    else nl_log_add(&t->us, &t->rule, &t->chunks, c->slot, c->meta, c->log, c->now, c->limit, c->cost, patience, view);
 }
 
 /* --- the steps ------------------------------------------------------------------------------------------------------ */

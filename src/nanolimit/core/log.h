@@ -254,20 +254,18 @@ static NL_NOINLINE nl_outcome nl_log_move(const nl_party *us, const nl_rule *rul
     return NL_ALLOWED;
 }
 
-/* Decides and counts, owning the slot, whose published meta is `meta`; lets go of it in every case. */
-NL_ALWAYS_INLINE nl_outcome nl_log_allow_owned(const nl_party *us, const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t meta,
-                                               nl_now now, uint32_t limit, uint32_t cost, nl_patience patience, nl_view *view) {
-    nl_log log;
-    if (NL_UNLIKELY(!nl_log_read(rule, chunks, slot, meta, now, &log))) { /* only a damaged file has such */
-        log.count = log.used = log.expired = log.head = 0;
-        meta = 0;
-        log.ring = nl_ring_of(rule, chunks, slot, meta);
-    }
-    if (log.used + cost > limit) {
-        if (view) nl_log_view(&log, limit, cost, now, view);
-        nl_slot_commit(slot, meta);
-        return NL_DENIED;
-    }
+/* Owning the slot. What only a damaged file has is read as an empty log. */
+NL_ALWAYS_INLINE void nl_log_read_owned(const nl_rule *rule, const nl_chunks *chunks, const nl_slot *slot, uint64_t *meta, nl_now now,
+                                        nl_log *log) {
+    if (NL_LIKELY(nl_log_read(rule, chunks, slot, *meta, now, log))) return;
+    log->count = log->used = log->expired = log->head = 0;
+    *meta = 0;
+    log->ring = nl_ring_of(rule, chunks, slot, *meta);
+}
+
+/* Adds to the log of a slot that one owns, which has room for it in the window; lets go of the slot in every case. */
+NL_ALWAYS_INLINE nl_outcome nl_log_add(const nl_party *us, const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t meta,
+                                       nl_log log, nl_now now, uint32_t limit, uint32_t cost, nl_patience patience, nl_view *view) {
     uint64_t tick = nl_now_rounded_up(now, rule->tick_ns);
     if (log.used && tick < log.newest_tick) tick = log.newest_tick;
     uint32_t stamp = (uint32_t)tick, stamps = log.used + cost;
@@ -303,15 +301,28 @@ NL_ALWAYS_INLINE nl_outcome nl_log_allow_owned(const nl_party *us, const nl_rule
     return NL_ALLOWED;
 }
 
+/* Decides and counts, owning the slot, whose published meta is `meta`; lets go of it in every case. */
+NL_ALWAYS_INLINE nl_outcome nl_log_allow_owned(const nl_party *us, const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t meta,
+                                               nl_now now, uint32_t limit, uint32_t cost, nl_patience patience, nl_view *view) {
+    nl_log log;
+    nl_log_read_owned(rule, chunks, slot, &meta, now, &log);
+    if (log.used + cost > limit) {
+        if (view) nl_log_view(&log, limit, cost, now, view);
+        nl_slot_commit(slot, meta);
+        return NL_DENIED;
+    }
+    return nl_log_add(us, rule, chunks, slot, meta, log, now, limit, cost, patience, view);
+}
+
 /* Sees that so many more stamps have room, so that adding them can't fail. The log stays what it is, and the slot owned. NL_ALLOWED, or
  * NL_NO_CHUNK or NL_WOULD_WAIT: as nl_log_move. */
-static inline nl_outcome nl_log_make_room(const nl_party *us, const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t *meta,
-                                          nl_now now, uint32_t cost, nl_patience patience) {
-    nl_log log;
-    if (NL_UNLIKELY(!nl_log_read(rule, chunks, slot, *meta, now, &log))) return NL_ALLOWED; /* it will be read as empty */
-    if (NL_LIKELY(log.used + cost <= log.ring.capacity)) return NL_ALLOWED;
-    uint32_t capacity = nl_log_capacity_for(rule->shape, nl_meta_selector(*meta), log.ring.capacity, log.used + cost);
-    return nl_log_move(us, rule, chunks, slot, meta, &log, capacity, 0, 0, log.newest_tick >> NL_EPOCH_SHIFT, patience);
+NL_ALWAYS_INLINE nl_outcome nl_log_make_room(const nl_party *us, const nl_rule *rule, nl_chunks *chunks, nl_slot *slot, uint64_t *meta,
+                                             nl_log *log, nl_now now, uint32_t cost, nl_patience patience) {
+    if (NL_LIKELY(log->used + cost <= log->ring.capacity)) return NL_ALLOWED;
+    uint32_t capacity = nl_log_capacity_for(rule->shape, nl_meta_selector(*meta), log->ring.capacity, log->used + cost);
+    nl_outcome moved = nl_log_move(us, rule, chunks, slot, meta, log, capacity, 0, 0, log->newest_tick >> NL_EPOCH_SHIFT, patience);
+    if (moved == NL_ALLOWED) nl_log_read(rule, chunks, slot, *meta, now, log);
+    return moved;
 }
 
 /* Takes so many of the stamps that count out of the log, from the first-th on, owning the slot; commits. The older ones move up, the

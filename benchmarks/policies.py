@@ -1,0 +1,149 @@
+"""What does each policy cost, beside a plain limiter with one quota?
+
+One hot user, from Python, denied and allowed: one quota, three quotas, `check_all` over three
+limiters, the other algorithms, a reservation that is settled, an attempt that succeeds. Limits are
+such that the tightest quota decides; users who are allowed are fresh ones.
+
+  python benchmarks/policies.py
+  python benchmarks/policies.py --rounds 7 --launches 1
+  python benchmarks/policies.py --quick
+
+That one quota costs what it cost before is counted, not timed: benchmarks/instructions.py --check.
+Waiting has a script of its own: benchmarks/waiting.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from check import FRESH_USERS, WIDE_LIMIT, allowed_row, denied_row, make_key
+from harness import (
+    Progress,
+    Results,
+    Row,
+    Sample,
+    Verdict,
+    emit,
+    environment,
+    make_parser,
+    print_environment,
+    print_table,
+    print_verdicts,
+    run_rounds,
+    tables_shown,
+    time_hot,
+    time_hot_empty,
+)
+
+NL = "nanolimit"
+METERS = ("gcra", "fixed-window", "sliding-counter")
+# Only the first of each three is ever reached.
+TIGHT = ("5/hour", "2000/day", "2047/week")
+WIDE = (f"{WIDE_LIMIT}/hour", "2030/day", "2047/week")
+
+
+def setup(calls: int) -> dict[str, Row]:
+    nanolimit = importlib.import_module("nanolimit")
+    control = importlib.import_module("nanolimit._core").Control()
+    make, check_all = nanolimit.RateLimiter, nanolimit.check_all
+    hot = make_key("str", 0)
+    first = iter(range(10**9, 10**12, 10**9))
+    rows: dict[str, Row] = {
+        "loop": lambda _: Sample(time_hot_empty(calls), calls),
+        "empty method": lambda _: Sample(time_hot(control.empty, hot, calls), calls),
+        "method + clock": lambda _: Sample(time_hot(control.clock, hot, calls), calls),
+    }
+
+    def both(name: str, tight: Any, wide: Any) -> None:
+        rows[f"denied, {name}"] = denied_row(tight, bool, hot, calls)
+        rows[f"allowed, {name}"] = allowed_row(wide, bool, "str", next(first))
+
+    def in_all(quotas: tuple[str, ...]) -> Any:
+        limiters = [make(quota) for quota in quotas]
+
+        def call(key: object) -> Any:
+            return check_all([(limiter, key) for limiter in limiters])
+
+        return call
+
+    both("one quota", make(TIGHT[0]).allow, make(WIDE[0]).allow)
+    both("one quota, check", make(TIGHT[0]).check, make(WIDE[0]).check)
+    both("three quotas", make("; ".join(TIGHT)).allow, make("; ".join(WIDE)).allow)
+    both("three quotas, check", make("; ".join(TIGHT)).check, make("; ".join(WIDE)).check)
+    both("check_all of one", in_all(TIGHT[:1]), in_all(WIDE[:1]))
+    both("check_all of three", in_all(TIGHT), in_all(WIDE))
+    for meter in METERS:
+        both(meter, make(TIGHT[0], algorithm=meter).allow, make(WIDE[0], algorithm=meter).allow)
+
+    settled = make(WIDE[0])
+
+    def reserve(key: object) -> bool:
+        reservation = settled.reserve(key, 2)
+        reservation.commit(1)
+        return bool(reservation.ok)
+
+    def attempt(key: object) -> bool:
+        with settled.attempt(key) as attempt:
+            attempt.success()
+        return True
+
+    rows["reserve 2, commit 1"] = allowed_row(reserve, bool, "str", next(first))
+    rows["attempt, success"] = allowed_row(attempt, bool, "str", next(first))
+    return rows
+
+
+def over(results: Results, row: str, other: str) -> float:
+    return results.ratio((NL, row), (NL, other), "loop", "loop")
+
+
+def verdicts_of(results: Results) -> list[Verdict]:
+    lines = []
+    for how in ("denied", "allowed"):
+        one, each = f"{how}, one quota", f"{how}, check_all of one"
+        lines += [
+            Verdict(f"three quotas over one, {how}", over(results, f"{how}, three quotas", one),
+                    1.9, 1.6),
+            Verdict(f"check_all of three limiters over one, {how}",
+                    over(results, f"{how}, check_all of three", each), 2.5, 2.0),
+            Verdict(f"gcra over the log, {how}", over(results, f"{how}, gcra", one), 1.0, 0.95),
+        ]  # fmt: skip
+    return lines
+
+
+def main() -> int:
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--rounds", type=int, default=21, help="rounds per launch")
+    parser.add_argument("--launches", type=int, default=3, help="fresh processes")
+    options = parser.parse_args()
+    rounds, launches, calls = options.rounds, options.launches, 20_000
+    if options.quick:
+        rounds, launches, calls = 3, 1, 2_000
+    facts = environment()
+    results = run_rounds({NL: (setup, calls)}, rounds=rounds, launches=launches, seed=options.seed,
+                         progress=Progress(rounds * launches, "policies"))  # fmt: skip
+    if NL in results.troubles:
+        print(f"nanolimit: {results.troubles[NL]}", file=sys.stderr)
+        return 1
+    names = [row for row in results.row_names(NL) if row != "loop"]
+    with tables_shown(options.json):
+        if options.quick:
+            print("--quick: these figures show that it runs, nothing else\n")
+        print_environment(facts)
+        table = [[row, results.net_ns(NL, row, "loop"), over(results, row, "method + clock"),
+                  over(results, row, f"{row.split(',')[0]}, one quota")
+                  if row.startswith(("denied", "allowed")) else None]
+                 for row in names]  # fmt: skip
+        print_table(
+            f"One hot user ({FRESH_USERS} fresh users a round where they are allowed)",
+            ("what", "ns a call", "over method + clock", "over one quota"), table,
+        )  # fmt: skip
+        lines = verdicts_of(results)
+        print_verdicts(lines)
+    emit(options.json, facts, {"table": table, "verdicts": lines, "quick": options.quick})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
