@@ -520,7 +520,8 @@ MUTANTS = [
         "(t->rule.algorithm == NL_GCRA ? 0 : t->rule.window)",
         "t->rule.window",
         "a newcomer's bucket may be full again before all others are",
-        ALGORITHMS + "test_the_first_max_keys_live_keys_fit[gcra-2]",
+        "tests/unit/test_shared_algorithms.py::"
+        "test_a_bucket_that_displaced_another_is_full_again_first",
     ),
     Mutant(
         "counter-late-by-nothing",
