@@ -539,4 +539,23 @@ MUTANTS = [
         "what has leaked is not given back once more",
         "tests/c/test_core.py::test_races[2-meters]",
     ),
+    Mutant(
+        "meter-stamp-read-once",
+        CORE + "meter.h",
+        "nl_load32(&slot->ring[nl_meta_head(s, meta)]) != m->seen)",
+        "nl_load32(&slot->ring[nl_meta_head(s, meta)]) != m->seen && !meta)",
+        "meta may come back to the same value with another state",
+        weak("meters"),
+    ),
+    Mutant(
+        "meter-stamp-written-first",
+        CORE + "meter.h",
+        "    nl_store32(&slot->ring[head + 1], m->word);\n"
+        "    nl_store32(&slot->ring[head + 2], m->before);\n",
+        "    nl_store32_release(&slot->ring[head], (uint32_t)m->stamp);\n"
+        "    nl_store32(&slot->ring[head + 2], m->before);\n"
+        "    nl_store32_release(&slot->ring[head + 1], m->word);\n",
+        "a new stamp must come with new words",
+        weak("meters"),
+    ),
 ]

@@ -20,14 +20,15 @@
  * logs, and know nothing of meters. It may lie in the future (sliding-counter) or before time began (gcra), and so is a number
  * modulo 2^64, compared by the sign of differences.
  *
- * Deny: nothing is locked and nothing written. meta, the three words, the stamp again, the fingerprint, meta again, the fingerprint last.
+ * Deny: nothing is locked and nothing written. meta, the three words, the fingerprint, meta again, the stamp again, the fingerprint last.
  * Allow: take the slot, look again, write the place that is not published, commit by one store of meta. Whoever comes, a reader or the
  * heir of a dead owner, finds the state before or the state after.
  *
- * Why the stamp is read twice: meta may come back to the same value when two others have counted, each in his place. While a key lives
- * its stamp never goes back, so if it is the same before and after, no window has begun in between, and each of the other words is that
- * window's: units that some instant of the reading had. (Of a key that is forgotten and comes back in the same tick, the units in the
- * window before, read last, are 0.)
+ * Why the stamp is read twice: meta may come back to the same value when two others have counted, each in his place. The stamp is the
+ * first word that is read and the last that is written: so a new stamp comes with new words; and who read an old one with a new word, and
+ * then finds meta as it was, finds the new stamp behind it. While a key lives its stamp never goes back, so if it is the same both times,
+ * no window has begun in between, and each of the other words is that window's: units that some instant of the reading had. (Of a key
+ * that is forgotten and comes back in the same tick, the units in the window before, read last, are 0.)
  *
  * Rounding is the log's: stamps up, now down; never a unit too many, opening less than a tick late, and not late at all on the grid.
  * Time never runs backwards inside a key: now is the clock's, or the earliest instant at which the state can have come about.
@@ -45,6 +46,7 @@ typedef struct { /* a state as it is at one instant: windows that are over have 
     uint64_t stamp;  /* in full */
     uint64_t kept;   /* gcra: the stamp in the slot, by which it falls idle; another one if the limit has changed */
     uint32_t word, before; /* ring[head + 1]; ring[head + 2] */
+    uint32_t seen;   /* the stamp as it was read */
     uint32_t part;   /* gcra: the fraction of TAT's tick, in 1/limit; TAT = stamp + window - (part != 0) + part / limit */
     bool live;       /* if not, the rest says nothing */
     uint32_t algorithm; /* the rule's; here, so that the compiler knows it where the caller does */
@@ -89,12 +91,12 @@ NL_ALWAYS_INLINE bool nl_meter_read_as(uint32_t algorithm, const nl_rule *rule, 
     m->stamp = m->kept = 0;
     m->word = m->before = m->part = 0;
     m->live = false;
+    m->seen = 0;
     if (!nl_meta_count(s, meta)) return true;
     if (NL_UNLIKELY(head > NL_METER_OTHER)) return false;
-    uint32_t stamp = nl_load32_acquire(&slot->ring[head]);
+    const uint32_t stamp = m->seen = nl_load32_acquire(&slot->ring[head]);
     m->word = nl_load32_acquire(&slot->ring[head + 1]);
-    m->before = nl_load32_acquire(&slot->ring[head + 2]); /* last: see above */
-    if (NL_UNLIKELY(nl_load32(&slot->ring[head]) != stamp)) return false;
+    m->before = nl_load32(&slot->ring[head + 2]);
     uint64_t epoch = now.tick >> NL_EPOCH_SHIFT;
     int64_t since = nl_slot_epochs_since(s, slot, meta, epoch);
     m->stamp = ((epoch - (uint64_t)since) << NL_EPOCH_SHIFT) | (stamp & ((1u << NL_EPOCH_SHIFT) - 1));
@@ -102,17 +104,19 @@ NL_ALWAYS_INLINE bool nl_meter_read_as(uint32_t algorithm, const nl_rule *rule, 
     return true;
 }
 
-/* Without the slot's owner what comes out is to be believed only if nl_meter_held says so afterwards. False: it kept changing, or,
- * owning the slot, the file is damaged. */
+/* Without the slot's owner what comes out is to be believed only if nl_meter_held says so afterwards. False: there is no such place (of
+ * a slot that is owned: the file is damaged). */
 static inline bool nl_meter_read(const nl_rule *rule, const nl_slot *slot, uint64_t meta, nl_now now, uint32_t limit, nl_meter *m) {
     return nl_meter_read_as(rule->algorithm, rule, slot, meta, now, limit, m);
 }
 
 /* Was what nl_meter_read gave out the state of this key, at one instant? */
-NL_ALWAYS_INLINE bool nl_meter_held(const nl_slot *slot, nl_fingerprint fp, uint64_t meta) {
+NL_ALWAYS_INLINE bool nl_meter_held(const nl_slot *slot, nl_fingerprint fp, uint64_t meta, const nl_meter *m) {
     if (NL_UNLIKELY(!nl_slot_is(slot, fp))) return false;
     nl_fence_acquire(); /* what follows is read after the words, and after both halves of the fingerprint */
     if (NL_UNLIKELY(nl_load64_acquire(&slot->meta) != meta)) return false;
+    const nl_shape s = nl_meter_shape();
+    if (NL_UNLIKELY(nl_meta_count(s, meta) && nl_load32(&slot->ring[nl_meta_head(s, meta)]) != m->seen)) return false;
     return nl_slot_is(slot, fp); /* twice: the slot may go to another key and come back */
 }
 
@@ -244,9 +248,9 @@ NL_ALWAYS_INLINE uint64_t nl_meter_write(nl_slot *slot, uint64_t meta, const nl_
     const nl_shape s = nl_meter_shape();
     uint32_t head = nl_meta_head(s, meta) ? 0 : NL_METER_OTHER;
     nl_fence_release(); /* whoever sees a word that we write now sees, after an acquire fence, that meta has changed */
-    nl_store32(&slot->ring[head], (uint32_t)m->stamp);
-    nl_store32_release(&slot->ring[head + 1], m->word); /* release: whoever sees it finds the stamp changed too */
-    nl_store32_release(&slot->ring[head + 2], m->before);
+    nl_store32(&slot->ring[head + 1], m->word);
+    nl_store32(&slot->ring[head + 2], m->before);
+    nl_store32_release(&slot->ring[head], (uint32_t)m->stamp); /* last: see above */
     return nl_meta_of(s, 0, head, 1, (uint64_t)((int64_t)m->stamp >> NL_EPOCH_SHIFT)); /* its sign too */
 }
 
@@ -295,7 +299,7 @@ NL_ALWAYS_INLINE nl_outcome nl_meter_deny(uint32_t algorithm, const nl_rule *rul
     nl_meter m;
     uint64_t meta = nl_load64_acquire(&slot->meta);
     if (!nl_meter_read_as(algorithm, rule, slot, meta, now, limit, &m) || nl_meter_fits(rule, &m, limit, cost)) return NL_UNDECIDED;
-    if (NL_UNLIKELY(!nl_meter_held(slot, fp, meta))) return NL_UNDECIDED;
+    if (NL_UNLIKELY(!nl_meter_held(slot, fp, meta, &m))) return NL_UNDECIDED;
     if (view) nl_meter_view(rule, &m, limit, cost, now, view);
     return NL_DENIED;
 }
@@ -306,7 +310,7 @@ static inline nl_outcome nl_meter_peek(const nl_rule *rule, const nl_slot *slot,
     for (int reading = 0; reading < 6; reading++) {
         nl_meter m;
         uint64_t meta = nl_load64_acquire(&slot->meta);
-        if (!nl_meter_read(rule, slot, meta, now, limit, &m) || !nl_meter_held(slot, fp, meta)) continue;
+        if (!nl_meter_read(rule, slot, meta, now, limit, &m) || !nl_meter_held(slot, fp, meta, &m)) continue;
         nl_meter_view(rule, &m, limit, cost, now, view);
         return nl_meter_fits(rule, &m, limit, cost) ? NL_ALLOWED : NL_DENIED;
     }
