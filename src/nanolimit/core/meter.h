@@ -82,25 +82,33 @@ NL_ALWAYS_INLINE void nl_meter_move_on(const nl_rule *rule, uint32_t limit, nl_m
     }
 }
 
-NL_ALWAYS_INLINE bool nl_meter_read_as(uint32_t algorithm, const nl_rule *rule, const nl_slot *slot, uint64_t meta, nl_now now,
-                                       uint32_t limit, nl_meter *m) {
+/* The words as they are, and whether they are worth moving on: *some. */
+NL_ALWAYS_INLINE bool nl_meter_load(uint32_t algorithm, const nl_slot *slot, uint64_t meta, nl_now now, nl_meter *m, bool *some) {
     m->algorithm = algorithm;
     const nl_shape s = nl_meter_shape();
     uint32_t head = nl_meta_head(s, meta);
     m->now = now.tick;
     m->stamp = m->kept = 0;
     m->word = m->before = m->part = 0;
-    m->live = false;
+    m->live = *some = false;
     m->seen = 0;
-    if (!nl_meta_count(s, meta)) return true;
     if (NL_UNLIKELY(head > NL_METER_OTHER)) return false;
     const uint32_t stamp = m->seen = nl_load32_acquire(&slot->ring[head]);
+    if (!nl_meta_count(s, meta)) return true;
+    *some = true;
     m->word = nl_load32_acquire(&slot->ring[head + 1]);
     m->before = nl_load32(&slot->ring[head + 2]);
     uint64_t epoch = now.tick >> NL_EPOCH_SHIFT;
     int64_t since = nl_slot_epochs_since(s, slot, meta, epoch);
     m->stamp = ((epoch - (uint64_t)since) << NL_EPOCH_SHIFT) | (stamp & ((1u << NL_EPOCH_SHIFT) - 1));
-    nl_meter_move_on(rule, limit, m);
+    return true;
+}
+
+NL_ALWAYS_INLINE bool nl_meter_read_as(uint32_t algorithm, const nl_rule *rule, const nl_slot *slot, uint64_t meta, nl_now now,
+                                       uint32_t limit, nl_meter *m) {
+    bool some;
+    if (!nl_meter_load(algorithm, slot, meta, now, m, &some)) return false;
+    if (some) nl_meter_move_on(rule, limit, m);
     return true;
 }
 
@@ -116,7 +124,7 @@ NL_ALWAYS_INLINE bool nl_meter_held(const nl_slot *slot, nl_fingerprint fp, uint
     nl_fence_acquire(); /* what follows is read after the words, and after both halves of the fingerprint */
     if (NL_UNLIKELY(nl_load64_acquire(&slot->meta) != meta)) return false;
     const nl_shape s = nl_meter_shape();
-    if (NL_UNLIKELY(nl_meta_count(s, meta) && nl_load32(&slot->ring[nl_meta_head(s, meta)]) != m->seen)) return false;
+    if (NL_UNLIKELY(nl_load32(&slot->ring[nl_meta_head(s, meta)]) != m->seen)) return false;
     return nl_slot_is(slot, fp); /* twice: the slot may go to another key and come back */
 }
 
@@ -172,8 +180,6 @@ NL_ALWAYS_INLINE bool nl_meter_fits(const nl_rule *rule, const nl_meter *m, uint
     if (!m->live) return cost <= limit; /* a limit may have just been lowered */
     if (m->algorithm == NL_GCRA) {
         if (m->word + cost <= limit) return true; /* (NL_GCRA_SPENT is above all limits) */
-        /* Most denials need no division: TAT moves on by at least so much. */
-        if (limit == rule->limit && (int64_t)(m->stamp + rule->interval - m->now) > 0) return false;
         return (int64_t)(nl_gcra_after(rule, m, limit, cost) - m->now) <= 0;
     }
     if (m->word + cost > limit) return false;
@@ -297,8 +303,15 @@ static inline uint64_t nl_meter_refund(const nl_rule *rule, nl_slot *slot, uint6
 NL_ALWAYS_INLINE nl_outcome nl_meter_deny(uint32_t algorithm, const nl_rule *rule, const nl_slot *slot, nl_fingerprint fp, nl_now now,
                                           uint32_t limit, uint32_t cost, nl_view *view) {
     nl_meter m;
+    bool some;
     uint64_t meta = nl_load64_acquire(&slot->meta);
-    if (!nl_meter_read_as(algorithm, rule, slot, meta, now, limit, &m) || nl_meter_fits(rule, &m, limit, cost)) return NL_UNDECIDED;
+    if (NL_UNLIKELY(!nl_meter_load(algorithm, slot, meta, now, &m, &some))) return NL_UNDECIDED;
+    /* gcra: most denials need no division, for TAT moves on by at least an interval. (A state that is none has no limit.) */
+    if (algorithm != NL_GCRA || view || m.before != limit || limit != rule->limit || m.word + cost <= limit ||
+        (int64_t)(m.stamp + rule->interval - m.now) <= 0) {
+        if (some) nl_meter_move_on(rule, limit, &m);
+        if (nl_meter_fits(rule, &m, limit, cost)) return NL_UNDECIDED;
+    }
     if (NL_UNLIKELY(!nl_meter_held(slot, fp, meta, &m))) return NL_UNDECIDED;
     if (view) nl_meter_view(rule, &m, limit, cost, now, view);
     return NL_DENIED;
