@@ -47,6 +47,7 @@ typedef struct { /* a state as it is at one instant: windows that are over have 
     uint64_t kept;   /* gcra: the stamp in the slot, by which it falls idle; another one if the limit has changed */
     uint32_t word, before; /* ring[head + 1]; ring[head + 2] */
     uint32_t seen;   /* the stamp as it was read */
+    uint64_t start;  /* gcra: when the bucket was full; a whole tick */
     uint32_t part;   /* gcra: the fraction of TAT's tick, in 1/limit; TAT = stamp + window - (part != 0) + part / limit */
     bool live;       /* if not, the rest says nothing */
     uint32_t algorithm; /* the rule's; here, so that the compiler knows it where the caller does */
@@ -72,13 +73,15 @@ NL_ALWAYS_INLINE void nl_meter_move_on(const nl_rule *rule, uint32_t limit, nl_m
     if (m->algorithm == NL_GCRA) {
         const uint64_t ticks = (uint64_t)rule->window * (m->word & ~NL_GCRA_SPENT); /* below 2^54 */
         m->kept = m->stamp;
+        const uint64_t whole = ticks / limit;
         m->part = (uint32_t)(ticks % limit);
         if (NL_UNLIKELY(m->before != limit)) { /* it has changed (0 is a damaged file's) */
             const uint64_t was = m->before ? m->before : limit;
-            m->stamp += ticks / limit + (m->part != 0) - ticks / was - (ticks % was != 0);
+            m->stamp += whole + (m->part != 0) - ticks / was - (ticks % was != 0);
             m->before = limit;
             m->live = (int64_t)(m->now - m->stamp) < window;
         }
+        m->start = m->stamp + rule->window - whole - (m->part != 0);
     }
 }
 
@@ -88,7 +91,7 @@ NL_ALWAYS_INLINE bool nl_meter_load(uint32_t algorithm, const nl_slot *slot, uin
     const nl_shape s = nl_meter_shape();
     uint32_t head = nl_meta_head(s, meta);
     m->now = now.tick;
-    m->stamp = m->kept = 0;
+    m->stamp = m->kept = m->start = 0;
     m->word = m->before = m->part = 0;
     m->live = *some = false;
     m->seen = 0;
@@ -149,10 +152,6 @@ NL_ALWAYS_INLINE uint64_t nl_gcra_stamp(const nl_rule *rule, uint64_t start, uin
     return start - rule->window + ((uint64_t)rule->window * units + limit - 1) / limit;
 }
 
-NL_ALWAYS_INLINE uint64_t nl_gcra_start(const nl_rule *rule, const nl_meter *m, uint32_t limit) {
-    return m->stamp - nl_gcra_stamp(rule, 0, m->word & ~NL_GCRA_SPENT, limit);
-}
-
 /* sliding-counter: how much of the window before still counts, in units times ticks. */
 NL_ALWAYS_INLINE uint64_t nl_counter_before(const nl_meter *m) {
     return m->before * (m->stamp - m->now); /* the stamp is the current window's end: below 2^54 */
@@ -193,7 +192,7 @@ NL_ALWAYS_INLINE void nl_meter_add(const nl_rule *rule, nl_meter *m, nl_now now,
         uint64_t start = up;
         /* (TAT may pass before the tick has: then the bucket is full at its end) */
         if (m->live && (int64_t)(up - m->stamp) < (int64_t)rule->window) {
-            start = nl_gcra_start(rule, m, limit);
+            start = m->start;
             cost += m->word & ~NL_GCRA_SPENT;
             m->word &= NL_GCRA_SPENT;
         } else {
@@ -204,7 +203,7 @@ NL_ALWAYS_INLINE void nl_meter_add(const nl_rule *rule, nl_meter *m, nl_now now,
         m->word |= cost;
         m->part = (uint32_t)((uint64_t)rule->window * cost % limit);
         m->before = limit;
-        if ((int64_t)(m->now - m->stamp) < 0) m->now = m->stamp;
+        m->now = (int64_t)(now.tick - m->stamp) < 0 ? m->stamp : now.tick; /* as whoever reads it next will say */
     } else if (m->live) {
         m->word += cost;
     } else {
@@ -274,7 +273,7 @@ static inline uint64_t nl_meter_refund(const nl_rule *rule, nl_slot *slot, uint6
     if (m->algorithm == NL_GCRA) {
         int64_t leaked = (int64_t)(m->now - tick);
         uint32_t units = m->word & ~NL_GCRA_SPENT, spent = m->word & NL_GCRA_SPENT;
-        uint64_t start = nl_gcra_start(rule, m, limit);
+        uint64_t start = m->start;
         if (leaked < 0) leaked = 0;
         if (cost > limit) cost = limit;
         if (leaked >= window || (uint64_t)leaked * limit >= (uint64_t)rule->window * cost) return meta;
