@@ -520,7 +520,8 @@ MUTANTS = [
         "(t->rule.algorithm == NL_GCRA ? 0 : t->rule.window)",
         "t->rule.window",
         "a newcomer's bucket may be full again before all others are",
-        ALGORITHMS + "test_the_first_max_keys_live_keys_fit[gcra-2]",
+        "tests/unit/test_shared_algorithms.py::"
+        "test_a_bucket_that_displaced_another_is_full_again_first",
     ),
     Mutant(
         "counter-late-by-nothing",
@@ -537,5 +538,24 @@ MUTANTS = [
         "        leaked = 0;\n",
         "what has leaked is not given back once more",
         "tests/c/test_core.py::test_races[2-meters]",
+    ),
+    Mutant(
+        "meter-stamp-read-once",
+        CORE + "meter.h",
+        "nl_load32(&slot->ring[nl_meta_head(s, meta)]) != m->seen)",
+        "!m)",
+        "meta may come back to the same value with another state",
+        weak("meters"),
+    ),
+    Mutant(
+        "meter-stamp-written-first",
+        CORE + "meter.h",
+        "    nl_store32(&slot->ring[head + 1], m->word);\n"
+        "    nl_store32(&slot->ring[head + 2], m->before);\n",
+        "    nl_store32_release(&slot->ring[head], (uint32_t)m->stamp);\n"
+        "    nl_store32(&slot->ring[head + 2], m->before);\n"
+        "    nl_store32_release(&slot->ring[head + 1], m->word);\n",
+        "a new stamp must come with new words",
+        weak("meters"),
     ),
 ]

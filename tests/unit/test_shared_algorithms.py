@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from clocks import NanoClock
 from doors import verify
 from nanolimit import Quota, RateLimiter, SharedTableError, _core, shared
 from sharing import field, in_child, needs_shared, put_field
@@ -92,6 +93,25 @@ def test_a_new_limit_holds_at_once_and_for_all(algorithm: Any, folder: Path) -> 
     assert not old.allow("user")
     assert old.allow("other", 3)
     verify(old)
+
+
+def test_a_bucket_that_displaced_another_is_full_again_first(folder: Path) -> None:
+    """One limiter has found the table full for a minute; then another displaces a key."""
+    clock = NanoClock(10**12)
+    denying, evicting = (
+        RateLimiter(
+            10, per=60, shared="api", algorithm="gcra", max_keys=2, on_full=on_full, clock=clock
+        )
+        for on_full in ("deny", "evict")
+    )
+    assert denying.allow("a", 10)
+    assert denying.allow("b", 10)
+    assert not denying.allow("c")
+    assert evicting.allow("d")
+    assert evicting.stats().evicted == 1
+    assert not denying.allow("e")
+    clock.ns += 7_000_000_000
+    assert denying.allow("e"), "what displaced the key is idle again"
 
 
 def test_a_header_that_contradicts_itself(folder: Path) -> None:

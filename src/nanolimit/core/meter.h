@@ -20,14 +20,15 @@
  * logs, and know nothing of meters. It may lie in the future (sliding-counter) or before time began (gcra), and so is a number
  * modulo 2^64, compared by the sign of differences.
  *
- * Deny: nothing is locked and nothing written. meta, the three words, the stamp again, the fingerprint, meta again, the fingerprint last.
+ * Deny: nothing is locked and nothing written. meta, the three words, the fingerprint, meta again, the stamp again, the fingerprint last.
  * Allow: take the slot, look again, write the place that is not published, commit by one store of meta. Whoever comes, a reader or the
  * heir of a dead owner, finds the state before or the state after.
  *
- * Why the stamp is read twice: meta may come back to the same value when two others have counted, each in his place. While a key lives
- * its stamp never goes back, so if it is the same before and after, no window has begun in between, and each of the other words is that
- * window's: units that some instant of the reading had. (Of a key that is forgotten and comes back in the same tick, the units in the
- * window before, read last, are 0.)
+ * Why the stamp is read twice: meta may come back to the same value when two others have counted, each in his place. The stamp is the
+ * first word that is read and the last that is written: so a new stamp comes with new words; and who read an old one with a new word, and
+ * then finds meta as it was, finds the new stamp behind it. While a key lives its stamp never goes back, so if it is the same both times,
+ * no window has begun in between, and each of the other words is that window's: units that some instant of the reading had. (Of a key
+ * that is forgotten and comes back in the same tick, the units in the window before, read last, are 0.)
  *
  * Rounding is the log's: stamps up, now down; never a unit too many, opening less than a tick late, and not late at all on the grid.
  * Time never runs backwards inside a key: now is the clock's, or the earliest instant at which the state can have come about.
@@ -45,6 +46,8 @@ typedef struct { /* a state as it is at one instant: windows that are over have 
     uint64_t stamp;  /* in full */
     uint64_t kept;   /* gcra: the stamp in the slot, by which it falls idle; another one if the limit has changed */
     uint32_t word, before; /* ring[head + 1]; ring[head + 2] */
+    uint32_t seen;   /* the stamp as it was read */
+    uint64_t start;  /* gcra: when the bucket was full; a whole tick */
     uint32_t part;   /* gcra: the fraction of TAT's tick, in 1/limit; TAT = stamp + window - (part != 0) + part / limit */
     bool live;       /* if not, the rest says nothing */
     uint32_t algorithm; /* the rule's; here, so that the compiler knows it where the caller does */
@@ -70,49 +73,61 @@ NL_ALWAYS_INLINE void nl_meter_move_on(const nl_rule *rule, uint32_t limit, nl_m
     if (m->algorithm == NL_GCRA) {
         const uint64_t ticks = (uint64_t)rule->window * (m->word & ~NL_GCRA_SPENT); /* below 2^54 */
         m->kept = m->stamp;
+        const uint64_t whole = ticks / limit;
         m->part = (uint32_t)(ticks % limit);
         if (NL_UNLIKELY(m->before != limit)) { /* it has changed (0 is a damaged file's) */
             const uint64_t was = m->before ? m->before : limit;
-            m->stamp += ticks / limit + (m->part != 0) - ticks / was - (ticks % was != 0);
+            m->stamp += whole + (m->part != 0) - ticks / was - (ticks % was != 0);
             m->before = limit;
             m->live = (int64_t)(m->now - m->stamp) < window;
         }
+        m->start = m->stamp + rule->window - whole - (m->part != 0);
     }
 }
 
-NL_ALWAYS_INLINE bool nl_meter_read_as(uint32_t algorithm, const nl_rule *rule, const nl_slot *slot, uint64_t meta, nl_now now,
-                                       uint32_t limit, nl_meter *m) {
+/* The words as they are, and whether they are worth moving on: *some. */
+NL_ALWAYS_INLINE bool nl_meter_load(uint32_t algorithm, const nl_slot *slot, uint64_t meta, nl_now now, nl_meter *m, bool *some) {
     m->algorithm = algorithm;
     const nl_shape s = nl_meter_shape();
     uint32_t head = nl_meta_head(s, meta);
     m->now = now.tick;
-    m->stamp = m->kept = 0;
+    m->stamp = m->kept = m->start = 0;
     m->word = m->before = m->part = 0;
-    m->live = false;
-    if (!nl_meta_count(s, meta)) return true;
+    m->live = *some = false;
+    m->seen = 0;
     if (NL_UNLIKELY(head > NL_METER_OTHER)) return false;
-    uint32_t stamp = nl_load32_acquire(&slot->ring[head]);
+    const uint32_t stamp = m->seen = nl_load32_acquire(&slot->ring[head]);
+    if (!nl_meta_count(s, meta)) return true;
+    *some = true;
     m->word = nl_load32_acquire(&slot->ring[head + 1]);
-    m->before = nl_load32_acquire(&slot->ring[head + 2]); /* last: see above */
-    if (NL_UNLIKELY(nl_load32(&slot->ring[head]) != stamp)) return false;
+    m->before = nl_load32(&slot->ring[head + 2]);
     uint64_t epoch = now.tick >> NL_EPOCH_SHIFT;
     int64_t since = nl_slot_epochs_since(s, slot, meta, epoch);
     m->stamp = ((epoch - (uint64_t)since) << NL_EPOCH_SHIFT) | (stamp & ((1u << NL_EPOCH_SHIFT) - 1));
-    nl_meter_move_on(rule, limit, m);
     return true;
 }
 
-/* Without the slot's owner what comes out is to be believed only if nl_meter_held says so afterwards. False: it kept changing, or,
- * owning the slot, the file is damaged. */
+NL_ALWAYS_INLINE bool nl_meter_read_as(uint32_t algorithm, const nl_rule *rule, const nl_slot *slot, uint64_t meta, nl_now now,
+                                       uint32_t limit, nl_meter *m) {
+    bool some;
+    if (!nl_meter_load(algorithm, slot, meta, now, m, &some)) return false;
+    if (some) nl_meter_move_on(rule, limit, m);
+    return true;
+}
+
+/* Without the slot's owner what comes out is to be believed only if nl_meter_held says so afterwards. False: there is no such place (of
+ * a slot that is owned: the file is damaged). */
 static inline bool nl_meter_read(const nl_rule *rule, const nl_slot *slot, uint64_t meta, nl_now now, uint32_t limit, nl_meter *m) {
     return nl_meter_read_as(rule->algorithm, rule, slot, meta, now, limit, m);
 }
 
 /* Was what nl_meter_read gave out the state of this key, at one instant? */
-NL_ALWAYS_INLINE bool nl_meter_held(const nl_slot *slot, nl_fingerprint fp, uint64_t meta) {
+NL_ALWAYS_INLINE bool nl_meter_held(const nl_slot *slot, nl_fingerprint fp, uint64_t meta, const nl_meter *m) {
     if (NL_UNLIKELY(!nl_slot_is(slot, fp))) return false;
     nl_fence_acquire(); /* what follows is read after the words, and after both halves of the fingerprint */
     if (NL_UNLIKELY(nl_load64_acquire(&slot->meta) != meta)) return false;
+    const nl_shape s = nl_meter_shape();
+    if (NL_UNLIKELY(nl_load32(&slot->ring[nl_meta_head(s, meta)]) != m->seen)) return false;
     return nl_slot_is(slot, fp); /* twice: the slot may go to another key and come back */
 }
 
@@ -135,10 +150,6 @@ NL_ALWAYS_INLINE uint64_t nl_gcra_after(const nl_rule *rule, const nl_meter *m, 
 /* gcra: the stamp with so many units since `start`. */
 NL_ALWAYS_INLINE uint64_t nl_gcra_stamp(const nl_rule *rule, uint64_t start, uint32_t units, uint32_t limit) {
     return start - rule->window + ((uint64_t)rule->window * units + limit - 1) / limit;
-}
-
-NL_ALWAYS_INLINE uint64_t nl_gcra_start(const nl_rule *rule, const nl_meter *m, uint32_t limit) {
-    return m->stamp - nl_gcra_stamp(rule, 0, m->word & ~NL_GCRA_SPENT, limit);
 }
 
 /* sliding-counter: how much of the window before still counts, in units times ticks. */
@@ -168,8 +179,6 @@ NL_ALWAYS_INLINE bool nl_meter_fits(const nl_rule *rule, const nl_meter *m, uint
     if (!m->live) return cost <= limit; /* a limit may have just been lowered */
     if (m->algorithm == NL_GCRA) {
         if (m->word + cost <= limit) return true; /* (NL_GCRA_SPENT is above all limits) */
-        /* Most denials need no division: TAT moves on by at least so much. */
-        if (limit == rule->limit && (int64_t)(m->stamp + rule->interval - m->now) > 0) return false;
         return (int64_t)(nl_gcra_after(rule, m, limit, cost) - m->now) <= 0;
     }
     if (m->word + cost > limit) return false;
@@ -183,7 +192,7 @@ NL_ALWAYS_INLINE void nl_meter_add(const nl_rule *rule, nl_meter *m, nl_now now,
         uint64_t start = up;
         /* (TAT may pass before the tick has: then the bucket is full at its end) */
         if (m->live && (int64_t)(up - m->stamp) < (int64_t)rule->window) {
-            start = nl_gcra_start(rule, m, limit);
+            start = m->start;
             cost += m->word & ~NL_GCRA_SPENT;
             m->word &= NL_GCRA_SPENT;
         } else {
@@ -194,7 +203,7 @@ NL_ALWAYS_INLINE void nl_meter_add(const nl_rule *rule, nl_meter *m, nl_now now,
         m->word |= cost;
         m->part = (uint32_t)((uint64_t)rule->window * cost % limit);
         m->before = limit;
-        if ((int64_t)(m->now - m->stamp) < 0) m->now = m->stamp;
+        m->now = (int64_t)(now.tick - m->stamp) < 0 ? m->stamp : now.tick; /* as whoever reads it next will say */
     } else if (m->live) {
         m->word += cost;
     } else {
@@ -244,9 +253,9 @@ NL_ALWAYS_INLINE uint64_t nl_meter_write(nl_slot *slot, uint64_t meta, const nl_
     const nl_shape s = nl_meter_shape();
     uint32_t head = nl_meta_head(s, meta) ? 0 : NL_METER_OTHER;
     nl_fence_release(); /* whoever sees a word that we write now sees, after an acquire fence, that meta has changed */
-    nl_store32(&slot->ring[head], (uint32_t)m->stamp);
-    nl_store32_release(&slot->ring[head + 1], m->word); /* release: whoever sees it finds the stamp changed too */
-    nl_store32_release(&slot->ring[head + 2], m->before);
+    nl_store32(&slot->ring[head + 1], m->word);
+    nl_store32(&slot->ring[head + 2], m->before);
+    nl_store32_release(&slot->ring[head], (uint32_t)m->stamp); /* last: see above */
     return nl_meta_of(s, 0, head, 1, (uint64_t)((int64_t)m->stamp >> NL_EPOCH_SHIFT)); /* its sign too */
 }
 
@@ -264,7 +273,7 @@ static inline uint64_t nl_meter_refund(const nl_rule *rule, nl_slot *slot, uint6
     if (m->algorithm == NL_GCRA) {
         int64_t leaked = (int64_t)(m->now - tick);
         uint32_t units = m->word & ~NL_GCRA_SPENT, spent = m->word & NL_GCRA_SPENT;
-        uint64_t start = nl_gcra_start(rule, m, limit);
+        uint64_t start = m->start;
         if (leaked < 0) leaked = 0;
         if (cost > limit) cost = limit;
         if (leaked >= window || (uint64_t)leaked * limit >= (uint64_t)rule->window * cost) return meta;
@@ -293,9 +302,16 @@ static inline uint64_t nl_meter_refund(const nl_rule *rule, nl_slot *slot, uint6
 NL_ALWAYS_INLINE nl_outcome nl_meter_deny(uint32_t algorithm, const nl_rule *rule, const nl_slot *slot, nl_fingerprint fp, nl_now now,
                                           uint32_t limit, uint32_t cost, nl_view *view) {
     nl_meter m;
+    bool some;
     uint64_t meta = nl_load64_acquire(&slot->meta);
-    if (!nl_meter_read_as(algorithm, rule, slot, meta, now, limit, &m) || nl_meter_fits(rule, &m, limit, cost)) return NL_UNDECIDED;
-    if (NL_UNLIKELY(!nl_meter_held(slot, fp, meta))) return NL_UNDECIDED;
+    if (NL_UNLIKELY(!nl_meter_load(algorithm, slot, meta, now, &m, &some))) return NL_UNDECIDED;
+    /* gcra: most denials need no division, for TAT moves on by at least an interval. (A state that is none has no limit.) */
+    if (algorithm != NL_GCRA || view || m.before != limit || limit != rule->limit || m.word + cost <= limit ||
+        (int64_t)(m.stamp + rule->interval - m.now) <= 0) {
+        if (some) nl_meter_move_on(rule, limit, &m);
+        if (nl_meter_fits(rule, &m, limit, cost)) return NL_UNDECIDED;
+    }
+    if (NL_UNLIKELY(!nl_meter_held(slot, fp, meta, &m))) return NL_UNDECIDED;
     if (view) nl_meter_view(rule, &m, limit, cost, now, view);
     return NL_DENIED;
 }
@@ -306,7 +322,7 @@ static inline nl_outcome nl_meter_peek(const nl_rule *rule, const nl_slot *slot,
     for (int reading = 0; reading < 6; reading++) {
         nl_meter m;
         uint64_t meta = nl_load64_acquire(&slot->meta);
-        if (!nl_meter_read(rule, slot, meta, now, limit, &m) || !nl_meter_held(slot, fp, meta)) continue;
+        if (!nl_meter_read(rule, slot, meta, now, limit, &m) || !nl_meter_held(slot, fp, meta, &m)) continue;
         nl_meter_view(rule, &m, limit, cost, now, view);
         return nl_meter_fits(rule, &m, limit, cost) ? NL_ALLOWED : NL_DENIED;
     }
