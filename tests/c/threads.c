@@ -333,10 +333,10 @@ static void claims_work(void *shared, uint32_t self) {
     crowd *c = shared;
     uint64_t state = self + 77;
     for (uint32_t round = 0; round < c->rounds; round++) {
-        nl_claim claims[5];
-        uint32_t places[5], n = 0, taken = 0;
+        nl_claim claims[CLAIM_PLACES];
+        uint32_t places[CLAIM_PLACES], n = 0, taken = 0;
         uint64_t random = next_random(&state);
-        for (uint32_t wanted = 2 + random % 4; n < wanted;) {
+        for (uint32_t wanted = 2 + random % (CLAIM_PLACES - 1); n < wanted;) { /* many: they are owned for long enough to meet */
             uint32_t place = (uint32_t)(next_random(&state) % CLAIM_PLACES), table = place % CLAIM_TABLES;
             if (taken >> place & 1) continue;
             taken |= 1u << place;
@@ -346,7 +346,7 @@ static void claims_work(void *shared, uint32_t self) {
             claims[n++] = claim;
         }
         bool views = random >> 16 & 1;
-        nl_outcome outcome = nl_claims_check(claims, n, views, NL_QUICKLY);
+        nl_outcome outcome = random >> 17 & 1 ? nl_claims_check(claims, n, views, NL_QUICKLY) : NL_WOULD_WAIT;
         if (outcome & NL_WOULD_WAIT) outcome = nl_claims_check(claims, n, views, NL_WAITING);
         CREW_REQUIRE(!(outcome & ~NL_ALLOWED), "outcome %d", (int)outcome);
         bool excused = false;
