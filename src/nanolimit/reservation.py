@@ -164,6 +164,9 @@ class Attempt:
 
     __slots__ = ("_engine", "_reservation", "cost", "key")
 
+    key: Key
+    cost: int
+
     def __init__(self, engine: Limiter | Bundle, key: Key, cost: int) -> None:
         self._engine = engine
         self.key = key

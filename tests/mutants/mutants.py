@@ -592,14 +592,6 @@ MUTANTS = [
         RANDOM,
     ),
     Mutant(
-        "refund-youngest-last",
-        CORE + "log.h",
-        "        for (uint32_t i = first; i--;)\n",
-        "        for (uint32_t i = 0; i < first; i++)\n",
-        "older stamps move up one by one, each from a place that still holds it",
-        RANDOM,
-    ),
-    Mutant(
         "shortest-wait-binds",
         "src/nanolimit/_bundle.pxi",
         "            if best < 0 or wait > longest:",

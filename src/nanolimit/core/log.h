@@ -325,17 +325,20 @@ NL_ALWAYS_INLINE nl_outcome nl_log_make_room(const nl_party *us, const nl_rule *
     return moved;
 }
 
-/* Takes so many of the stamps that count out of the log, from the first-th on, owning the slot; commits. The older ones move up, the
- * youngest first: on the way the log holds an older stamp in place of one that goes, so whoever sees it, an heir too, sees no
- * less than what will be left, and no more than was there. */
-static inline void nl_log_remove(const nl_rule *rule, nl_slot *slot, uint64_t meta, const nl_log *log, uint32_t first, uint32_t n) {
-    uint32_t left = log->used - n, head = log->head + log->expired + n;
+/* Takes so many of the stamps that count out of the log, from the first-th on, owning the slot; commits. The older ones move up. Each
+ * store puts an older stamp in a younger one's place, from the oldest on, so that the log is in order all the way: whoever sees it, an
+ * heir too, sees no less than what will be left, and no more than was there. */
+static NL_NOINLINE void nl_log_remove(const nl_rule *rule, nl_slot *slot, uint64_t meta, const nl_log *log, uint32_t first, uint32_t n) {
+    const uint32_t left = log->used - n;
+    uint32_t older[NL_LIMIT_MOST], head = log->head + log->expired;
     uint64_t newest_tick = first + n < log->used ? log->newest_tick : left ? nl_log_tick(log, log->expired + first - 1) : 0;
     nl_fence_release(); /* as where stamps are added */
-    if (first + n < log->used) /* else the youngest go, and nothing moves */
-        for (uint32_t i = first; i--;)
-            nl_store32(nl_ring_at(log->ring, log->head, log->expired + i + n), nl_ring_get(log->ring, log->head, log->expired + i));
-    else head -= n;
+    if (first + n < log->used) { /* else the youngest go, and nothing moves */
+        for (uint32_t i = 0; i < first; i++) older[i] = nl_ring_get(log->ring, log->head, log->expired + i);
+        for (uint32_t i = 1; first && i < first + n; i++)
+            nl_store32_release(nl_ring_at(log->ring, log->head, log->expired + i), older[i < n ? 0 : i - n]);
+        head += n;
+    }
     if (head >= log->ring.capacity) head -= log->ring.capacity;
     nl_slot_commit(slot, nl_meta_of(rule->shape, nl_meta_selector(meta), left ? head : 0, left, newest_tick >> NL_EPOCH_SHIFT));
 }
