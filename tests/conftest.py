@@ -20,7 +20,7 @@ else:
     _CALM = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     settings.register_profile(
         "default",
-        max_examples=400,
+        max_examples=200,
         stateful_step_count=50,
         deadline=None,
         suppress_health_check=_CALM,

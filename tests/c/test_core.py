@@ -145,7 +145,7 @@ def test_fuzzed(build: Build, tmp_path: Path) -> None:
     program = build("fuzz.c", [clang_or_nothing()], [*flags, "-pthread"])
     run(
         [
-            str(program), f"-max_total_time={1800 if SOAK else 12}", "-max_len=1500", "-seed=1",
+            str(program), f"-max_total_time={1800 if SOAK else 8}", "-max_len=1500", "-seed=1",
             "-timeout=60", "-print_final_stats=1", f"-artifact_prefix={tmp_path}/",
         ],
     )  # fmt: skip

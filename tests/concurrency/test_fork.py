@@ -67,7 +67,7 @@ def use_up(limiter: RateLimiter, key: Any, limit: int) -> None:
     assert answers == [True] * left + [False] * (limit + 1 - left)
 
 
-@pytest.mark.parametrize(("limit", "forks"), [(5, 120), (40, 80)])
+@pytest.mark.parametrize(("limit", "forks"), [(5, 60), (40, 40)])
 def test_fork_while_threads_insert_and_accept(limit: int, forks: int) -> None:
     limiter = RateLimiter(limit, per=86_400)
     done = threading.Event()
