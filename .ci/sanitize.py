@@ -44,7 +44,8 @@ def main() -> int:
             "NANOLIMIT_DEBUG": "1",
         }
         subprocess.run([*pip, "--upgrade", "pip>=25.1"], check=True)
-        subprocess.run([*pip, "--group", "wheel-test"], check=True, cwd=SOURCE)
+        groups = ["--group", "wheel-test", "--group", "trio"]
+        subprocess.run([*pip, *groups], check=True, cwd=SOURCE)
         subprocess.run(
             [*pip, "--no-build-isolation", f"{SOURCE}[cli]"], check=True, env=built, cwd=temporary
         )
