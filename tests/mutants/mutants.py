@@ -258,9 +258,9 @@ MUTANTS = [
     Mutant(
         "batch-counts-before-it-looks",
         SEAM,
-        "fingerprint(t, (<tuple>keys)[i], &fps[i])\n",
-        "fingerprint(t, (<tuple>keys)[i], &fps[i])\n"
-        "                nl_check(t, fps[i], nl_clock_ns(t.clock), 1, 1, NULL)\n",
+        "            fingerprint(t, keys[i], &fps[i])\n",
+        "            fingerprint(t, keys[i], &fps[i])\n"
+        "            nl_check(t, fps[i], nl_clock_ns(t.clock), 1, 1, NULL)\n",
         "a bad key in the middle changes nothing",
         "tests/unit/test_bad_input.py::test_a_bad_key_in_the_middle",
     ),
@@ -543,7 +543,7 @@ MUTANTS = [
         "meter-stamp-read-once",
         CORE + "meter.h",
         "nl_load32(&slot->ring[nl_meta_head(s, meta)]) != m->seen)",
-        "!m)",
+        "!m && nl_meta_head(s, meta))",
         "meta may come back to the same value with another state",
         weak("meters"),
     ),
