@@ -10,7 +10,11 @@ import pytest
 
 def missing(what: str) -> NoReturn:
     """Skip by name on a user's machine; fail where everything is meant to be installed."""
-    reason = f"{what} is not installed"
+    impossible(f"{what} is not installed")
+
+
+def impossible(reason: str) -> NoReturn:
+    """The same for what a machine does not permit, such as a container without ptrace."""
     if os.environ.get("NANOLIMIT_REQUIRE_TOOLS") == "1":
         pytest.fail(f"{reason}, and NANOLIMIT_REQUIRE_TOOLS=1 asks for it")
     pytest.skip(reason)

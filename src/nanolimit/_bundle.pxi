@@ -251,7 +251,8 @@ cdef class Bundle:
 
     def evict(self):
         """Drops idle keys of all. The number of those that were idle in the longest window."""
-        return {limiter: limiter.evict() for limiter in self.limiters}[self.longest]
+        dropped = [limiter.evict() for limiter in self.limiters]
+        return dropped[self.limiters.index(self.longest)]
 
     def stats(self):
         """The first one's decisions; keys of the fullest; sums of the others."""
@@ -367,6 +368,8 @@ def check_together(items):
     cdef Limiter limiter
     cdef Part *part
     if type(items) is not list and type(items) is not tuple:
+        if not isinstance(items, Iterable):
+            raise TypeError(f"items must be (limiter, key) or (limiter, key, cost) tuples, got one {type(items).__name__}")
         items = list(items)
     if not items:
         raise ValueError("check_all needs at least one (limiter, key, cost), got none")

@@ -26,7 +26,7 @@ import threading
 import time
 import weakref
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import index
 
 from nanolimit.errors import LimiterClosedError, SharedTableError

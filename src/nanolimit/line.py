@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from itertools import islice
 from operator import index
@@ -262,7 +263,7 @@ def at_once(limiter: RateLimiter, key: Key, cost: int) -> tuple[Decision, bool]:
     return decision, decision.allowed
 
 
-class Waiter:
+class Waiter(ABC):
     """One request that waits. The kinds of waiter say how one sleeps and is woken.
 
     `place` is the key's fingerprint: what the limiter takes for one key, stands in one line.
@@ -366,17 +367,20 @@ class Waiter:
             self.decision = self.limiter.peek(self.key, self.cost)
         return over
 
+    @abstractmethod
     def wake(self) -> bool:
         """Wake it from any thread; the lock is held. False: its loop is closed."""
-        raise NotImplementedError
 
     def rouse(self) -> None:
-        """Wake it in the thread of its loop."""
-        raise NotImplementedError
+        """Wake it in the thread of its loop, if that costs less than from another."""
+        self.wake()
 
     def arm(self, pause_s: float) -> None:
-        """Have it woken after so many seconds. It sleeps, in the loop that runs in this thread."""
-        raise NotImplementedError
+        """Have it woken after so many seconds; or at once, and it looks how long it has to wait.
+
+        It sleeps, in the loop that runs in this thread.
+        """
+        self.wake()
 
 
 def closing(waits: Waits, close: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import missing
+from tools import impossible, missing
 
 HERE = Path(__file__).parent
 CORE = HERE.parents[1] / "src" / "nanolimit" / "core"
@@ -74,7 +74,7 @@ def run(*command: str, seconds: float = 200) -> str:
     except subprocess.TimeoutExpired as late:
         pytest.fail(f"{' '.join(command)}: no end after {late.timeout} s")
     if done.returncode == SKIPPED:
-        pytest.skip("the system permits no tracing")
+        impossible("the system permits no tracing")
     if done.returncode != 0:
         # The last words of a compiler, a sanitizer or a fuzzer are behind a lot of others.
         words = f"{done.stdout[-3_000:]}{done.stderr[-9_000:]}"

@@ -22,7 +22,7 @@ import pytest
 
 from puppet import Puppet
 from sharing import needs_root, needs_shared
-from tools import missing
+from tools import impossible, missing
 
 pytestmark = needs_shared
 
@@ -511,7 +511,7 @@ def contained(puppet: Make) -> Callable[[], Puppet]:
     prefix = [unshare, "--pid", "--fork", "--mount-proc", "--kill-child"]
     tried = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
     if tried.returncode != 0:
-        pytest.skip(f"no PID namespaces here: {tried.stderr.strip()}")
+        impossible(f"no PID namespaces here: {tried.stderr.strip()}")
     # Process 1 would take no signals from itself.
     return lambda: puppet(*prefix, "sh", "-c", '"$@"; exit $?', "sh")
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nanolimit import RateLimiter
+from tools import impossible
 
 pytestmark = pytest.mark.usefixtures("tables")
 
@@ -44,7 +45,7 @@ def contained(require_tool: Callable[[str], str], tmp_path: Path) -> Contain:
             [unshare, *options, "--fork", "true"], capture_output=True, text=True, check=False
         )
         if able.returncode:
-            pytest.skip(f"no such namespaces here: {able.stderr.strip()}")
+            impossible(f"no such namespaces here: {able.stderr.strip()}")
         done = subprocess.run(
             [unshare, *options, "--fork", sys.executable, script, *arguments],
             stdout=subprocess.PIPE, text=True, check=False, timeout=60,

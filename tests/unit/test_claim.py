@@ -101,6 +101,7 @@ def test_cost_0(manual: ManualClock) -> None:
     ("items", "error", "said"),
     [
         ([], ValueError, "at least one"),
+        (7, TypeError, "items must be .* tuples, got one int"),
         (["a"], TypeError, r"items\[0\] must be a tuple .*, not str"),
         ([("a",)], TypeError, "not tuple of 1"),
         ([("a", "b", 1)], TypeError, "must begin with a RateLimiter, not str"),

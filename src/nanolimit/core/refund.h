@@ -49,21 +49,12 @@ static inline nl_outcome nl_refund(nl_table *t, nl_fingerprint fp, uint64_t now_
     nl_now now = nl_rule_now(&t->rule, now_ns);
     *given = 0;
     for (;;) {
-        uint32_t number, first = 0, n = 0;
+        uint32_t first = 0, n = 0;
         uint64_t meta;
         nl_log log;
-        nl_slot *slot = nl_find(t, fp);
-        if (!slot) { /* for certain? */
-            nl_gate_enter(&t->us);
-            nl_segment *segment = nl_segment_lock(t, fp, patience, &number);
-            if (segment) {
-                slot = nl_segment_find(nl_segment_buckets(t, number), &t->slab, fp);
-                nl_unlock(&segment->lock);
-            }
-            nl_gate_leave(&t->us);
-            if (!segment) return NL_WOULD_WAIT;
-            if (!slot) return NL_ALLOWED;
-        }
+        nl_slot *slot;
+        if (nl_find_surely(t, fp, patience, &slot) == NL_WOULD_WAIT) return NL_WOULD_WAIT;
+        if (!slot) return NL_ALLOWED;
         if (!nl_slot_take(&t->us, slot, &meta, patience)) return NL_WOULD_WAIT;
         if (!nl_slot_is(slot, fp)) {
             nl_slot_commit(slot, meta);

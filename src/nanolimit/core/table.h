@@ -276,6 +276,21 @@ static inline nl_segment *nl_segment_lock(nl_table *t, nl_fingerprint fp, nl_pat
     }
 }
 
+/* As nl_find, but what it does not find is not there: it looks again under the segment's lock. NL_ALLOWED; *slot may be NULL. Or
+ * NL_WOULD_WAIT. */
+static inline nl_outcome nl_find_surely(nl_table *t, nl_fingerprint fp, nl_patience patience, nl_slot **slot) {
+    uint32_t number;
+    if (NL_LIKELY((*slot = nl_find(t, fp)) != NULL)) return NL_ALLOWED;
+    nl_gate_enter(&t->us);
+    nl_segment *segment = nl_segment_lock(t, fp, patience, &number);
+    if (segment) {
+        *slot = nl_segment_find(nl_segment_buckets(t, number), &t->slab, fp);
+        nl_unlock(&segment->lock);
+    }
+    nl_gate_leave(&t->us);
+    return segment ? NL_ALLOWED : NL_WOULD_WAIT;
+}
+
 /* --- removing ---------------------------------------------------------------------------------------------------- */
 
 /* Takes a key's slot in hand, under its segment's lock, owning the slot: first it is empty, then nobody's, then not in the index.
@@ -614,22 +629,13 @@ static inline nl_outcome nl_check_any(nl_table *t, nl_fingerprint fp, uint64_t n
 /* Would it fit? Counts nothing, inserts nothing. NL_ALLOWED, NL_DENIED or (quick) NL_WOULD_WAIT. */
 static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_patience patience, nl_view *view) {
     nl_now now = nl_rule_now(&t->rule, now_ns);
-    uint32_t limit = nl_load32(&t->head->limit), number;
+    uint32_t limit = nl_load32(&t->head->limit);
     for (;;) {
-        nl_slot *slot = nl_find(t, fp);
-        if (!slot) { /* for certain? */
-            nl_gate_enter(&t->us);
-            nl_segment *segment = nl_segment_lock(t, fp, patience, &number);
-            if (segment) {
-                slot = nl_segment_find(nl_segment_buckets(t, number), &t->slab, fp);
-                nl_unlock(&segment->lock);
-            }
-            nl_gate_leave(&t->us);
-            if (!segment) return NL_WOULD_WAIT;
-            if (!slot) {
-                nl_view_empty(view, limit, now_ns);
-                return NL_ALLOWED;
-            }
+        nl_slot *slot;
+        if (nl_find_surely(t, fp, patience, &slot) == NL_WOULD_WAIT) return NL_WOULD_WAIT;
+        if (!slot) {
+            nl_view_empty(view, limit, now_ns);
+            return NL_ALLOWED;
         }
         if (t->rule.algorithm) {
             nl_outcome outcome = nl_meter_peek(&t->rule, slot, fp, now, limit, cost, view);
