@@ -400,8 +400,59 @@ static void run_claims_with(uint32_t algorithm, uint32_t rounds, uint32_t thread
     }
 }
 
+/* Who has to wait for the first slot in the order owns none behind it: else two of them could wait for each other. The slot is held
+ * here, and the other one is seen to stay free; the claims are given the wrong way round. */
+typedef struct {
+    nl_table tables[2];
+    nl_slot *slots[2];
+    nl_outcome outcome;
+} queue;
+
+static void order_work(void *shared, uint32_t self) {
+    queue *q = shared;
+    nl_claim claims[2];
+    (void)self;
+    for (int i = 0; i < 2; i++) {
+        nl_claim claim = {.table = &q->tables[1 - i], .fp = key_of(7), .limit = 5, .cost = 1};
+        claim.now = nl_rule_now(&claim.table->rule, (uint64_t)100 * WINDOW_NS);
+        claims[i] = claim;
+    }
+    q->outcome = nl_claims_check(claims, 2, false, NL_WAITING);
+}
+
+static void order_watch(void *shared) {
+    queue *q = shared;
+    uint64_t meta, published;
+    const uint64_t until_ns = nl_clock_ns(NL_CLOCK_PRIVATE) + 100000000;
+    CREW_REQUIRE(nl_slot_try(&q->tables[0].us, q->slots[0], &published), "the slot is not free");
+    crew_thread thread;
+    crew_member member = {order_work, shared, 0};
+    CREW_REQUIRE(crew_start(&thread, &member), "no thread");
+    while (nl_clock_ns(NL_CLOCK_PRIVATE) < until_ns) {
+        CREW_REQUIRE(nl_slot_try(&q->tables[1].us, q->slots[1], &meta), "it owns the second while it waits for the first");
+        nl_slot_commit(q->slots[1], meta);
+        nl_yield();
+    }
+    nl_slot_commit(q->slots[0], published);
+    crew_join(thread);
+    CREW_REQUIRE(q->outcome == NL_ALLOWED, "outcome %d", (int)q->outcome);
+}
+
+static void check_order(void) {
+    static queue q;
+    for (uint32_t i = 0; i < 2; i++) {
+        open_table(&q.tables[i], 5, WINDOW_NS, 100, NL_ON_FULL_DENY);
+        q.tables[i].number = i;
+        nl_check(&q.tables[i], key_of(7), (uint64_t)100 * WINDOW_NS, 1, NL_WAITING, NULL);
+        CREW_REQUIRE((q.slots[i] = nl_find(&q.tables[i], key_of(7))), "no slot");
+    }
+    order_watch(&q);
+    for (int i = 0; i < 2; i++) nl_table_close(&q.tables[i]);
+}
+
 /* Logs alone, and with one table that counts by a meter among them. */
 static void run_claims(uint32_t rounds, uint32_t threads) {
+    check_order();
     static const uint32_t algorithms[] = {NL_SLIDING_LOG, NL_GCRA, NL_FIXED_WINDOW, NL_SLIDING_COUNTER};
     for (int i = 0; i < 4; i++) run_claims_with(algorithms[i], rounds / 4, threads);
 }
