@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from nanolimit import telemetry
 from nanolimit._core import Decision, Stats
+from nanolimit.backoff import Backoff
 from nanolimit.claim import check_all
 from nanolimit.clock import ManualClock
 from nanolimit.default import allow, configure
@@ -30,6 +31,7 @@ from nanolimit.quota import Quota
 __version__ = "0.1.0"
 
 __all__ = [
+    "Backoff",
     "Decision",
     "LimiterClosedError",
     "ManualClock",

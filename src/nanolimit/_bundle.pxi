@@ -33,44 +33,79 @@ cdef inline void claim_of(nl_claim *c, nl_table *t, nl_fingerprint fp, uint64_t 
 
 
 cdef int peek_all(nl_claim *claims, uint32_t n, uint64_t now_ns, int patience) noexcept nogil:
-    """Would all fit? Each has its view. NL_WOULD_WAIT: one could not be read."""
+    """Would all fit? Each has its view. NL_WOULD_WAIT: one could not be read; NL_MOVED: one has a successor."""
     cdef int outcome = NL_ALLOWED
     cdef uint32_t i
     for i in range(n):
-        claims[i].outcome = nl_peek(claims[i].table, claims[i].fp, now_ns, claims[i].cost, patience, &claims[i].view)
-        if claims[i].outcome == NL_WOULD_WAIT:
-            return NL_WOULD_WAIT
+        claims[i].outcome = nl_peek_within(&claims[i], now_ns, patience)
+        if claims[i].outcome & (NL_WOULD_WAIT | NL_MOVED):
+            return claims[i].outcome
         if claims[i].outcome == NL_DENIED:
             outcome = NL_DENIED
     return outcome
 
 
+cdef extern from *:
+    """
+    typedef struct { /* one request on its way through a Bundle */
+        nl_standing standing;
+        uint64_t now_ns;
+        double seconds;
+        uint32_t units;
+        uint32_t own_limits; /* bit i: claim i's limit is another one than its table's */
+        int governed;        /* there are records to be asked */
+        int exempt;
+    } nl_request;
+    static inline nl_outcome nl_peek_within(nl_claim *c, uint64_t now_ns, nl_patience patience) {
+        return nl_peek_at(c->table, c->fp, now_ns, c->limit, c->cost, patience, &c->view);
+    }
+    """
+    ctypedef struct nl_request:
+        nl_standing standing
+        uint64_t now_ns
+        double seconds
+        uint32_t units, own_limits
+        bint governed, exempt
+    nl_outcome nl_peek_within(nl_claim *, uint64_t, int) noexcept nogil
+
+
 @cython.final
 cdef class Bundle:
-    """Several quotas for each key, as one limiter: a Limiter for each. Private ones have one secret, so that a key is hashed
-    once; files each have their own.
+    """Several quotas for each key, as one limiter: a Limiter for each; and what stands of keys besides their logs
+    (core/record.h). Private ones have one secret, so that a key is hashed once; files each have their own.
 
     It has a Limiter's methods. A request counts in all or in none (core/claim.h). The counters are those of the first.
+
+    A Limiter by itself has one of these, `alone`, as soon as there is more to it than its logs, and hands its checks on to it.
     """
 
-    def __cinit__(self, limiters):
+    def __cinit__(self, limiters, *, bint alone=False):
         self.limiters = tuple(limiters)
-        if not 2 <= len(self.limiters) <= NL_QUOTAS_MOST:
+        if not (1 if alone else 2) <= len(self.limiters) <= NL_QUOTAS_MOST:
             raise ValueError(f"a bundle has 2 to {NL_QUOTAS_MOST} quotas, got {len(self.limiters)}")
+        self.policy = calloc(1, sizeof(nl_policy))
+        if self.policy == NULL:
+            raise MemoryError()
         self.n = <uint32_t>len(self.limiters)
         self.first = self.limiters[0]
         self.name = self.first.name
         self.longest = self.first
+        self.enforces = True
+        self.alone = alone
         cdef Limiter limiter
         cdef uint32_t number = 0
         for limiter in self.limiters:
             if memcmp(&table_of(limiter).head.secret, &table_of(self.first).head.secret, 16) != 0:
                 self.hashes_each = True
-            table_of(limiter).number = number
+            if not alone:
+                table_of(limiter).number = number
             number += 1
             if table_of(limiter).head.window_ns > table_of(self.longest).head.window_ns:
                 self.longest = limiter
         nl_defer_refcount(self)
+
+    def __dealloc__(self):
+        free(self.policy)
 
     @property
     def quota(self):
@@ -98,123 +133,93 @@ cdef class Bundle:
 
     # -- checks. As with Limiter, allow(key) and check(key) have a short way in front of these.
 
-    def allow(self, key, cost=1):
+    def allow(self, key, cost=1, *, quota=None):
         """Counts the request in all quotas, if it fits in all. True: it did."""
         cdef nl_claim claims[NL_QUOTAS_MOST]
-        cdef double seconds
-        cdef unsigned int units
-        cdef uint64_t now_ns = self.claim(key, cost, claims, &units, &seconds)
-        if units == 0:
+        cdef nl_request r
+        ask(self, key, cost, quota, claims, &r)
+        if r.units == 0:
             return True
-        cdef int outcome = nl_claims_check(claims, self.n, False, NL_QUICKLY)
-        return settle_all(self, outcome, key, units, now_ns, claims, False) & NL_ALLOWED != 0
+        return settle_all(self, judge(self, claims, &r, False), key, claims, &r, False) & NL_ALLOWED != 0
 
-    def check(self, key, cost=1):
+    def check(self, key, cost=1, *, quota=None):
         """As allow(), and tells more: a Decision, of the quota that binds."""
         cdef nl_claim claims[NL_QUOTAS_MOST]
-        cdef double seconds
-        cdef unsigned int units
-        cdef uint64_t now_ns = self.claim(key, cost, claims, &units, &seconds)
-        if units == 0:
-            return self.peek(key, 0)
-        cdef int outcome = nl_claims_check(claims, self.n, True, NL_QUICKLY)
-        outcome = settle_all(self, outcome, key, units, now_ns, claims, True)
-        return decision_of(self, claims, outcome, seconds)
+        cdef nl_request r
+        ask(self, key, cost, quota, claims, &r)
+        if r.units == 0:
+            return glance(self, claims, &r)
+        return decision_of(self, claims, settle_all(self, judge(self, claims, &r, True), key, claims, &r, True), &r)
 
-    def peek(self, key, cost=1):
+    def peek(self, key, cost=1, *, quota=None):
         """Would it fit? A Decision; nothing is counted, nothing is changed."""
         cdef nl_claim claims[NL_QUOTAS_MOST]
-        cdef double seconds
-        cdef unsigned int units
-        cdef uint64_t now_ns = self.claim(key, cost, claims, &units, &seconds)
-        cdef int outcome = peek_all(claims, self.n, now_ns, NL_QUICKLY)
-        if outcome == NL_WOULD_WAIT:
-            with nogil:
-                outcome = peek_all(claims, self.n, now_ns, NL_WAITING)
-            if outcome == NL_WOULD_WAIT:
-                outcome = stalled_all(self, claims, now_ns, units)
-                NL_TALLY(table_of(self.first), NL_COUNT_STALLED, 1)
-        return decision_of(self, claims, outcome, seconds)
-
-    cdef unsigned long long claim(self, object key, object cost, void *into, unsigned int *units,
-                                  double *seconds) except? 0xffffffffffffffff:
-        """What the key claims of each table. The time in nanoseconds."""
-        cdef nl_claim *claims = <nl_claim *>into
-        cdef nl_fingerprint fp
-        cdef uint32_t i
-        cdef uint64_t now_ns
-        cdef uint32_t fitting = self.units(cost)
-        self.be_ready()
-        fingerprint(table_of(self.first), key, &fp)
-        now_ns = self.first.now(seconds)
-        self.be_ready()
-        for i in range(self.n):
-            if i and self.hashes_each:
-                fingerprint(table_of(<Limiter>self.limiters[i]), key, &fp)
-            claim_of(&claims[i], table_of(<Limiter>self.limiters[i]), fp, now_ns, fitting)
-        units[0] = fitting
-        return now_ns
+        cdef nl_request r
+        ask(self, key, cost, quota, claims, &r)
+        return glance(self, claims, &r)
 
     cdef int be_ready(self) except -1:
         cdef Limiter limiter
         for limiter in self.limiters:
             limiter.be_ready()
+        if self.records is not None:
+            self.records.be_ready()
+        elif nl_load32(&table_of(self.first).head.policies):
+            self.keep_records()  # another process has said something of a key
         return 0
-
-    cdef unsigned int units(self, object cost) except? 0xffffffff:
-        """cost as a number of units: 0 .. the least limit."""
-        cdef Limiter limiter
-        cdef uint32_t units = 0
-        for limiter in self.limiters:
-            units = limiter.units(cost)
-        return units
 
     # -- units given back (core/refund.h)
 
     def count(self, key, cost):
         """As check(); and, if it was counted, a token for give_back(), else None."""
         cdef nl_claim claims[NL_QUOTAS_MOST]
-        cdef double seconds
+        cdef nl_request r
         cdef uint32_t i
-        cdef unsigned int units
-        cdef uint64_t now_ns = self.claim(key, cost, claims, &units, &seconds)
-        if units == 0:
-            return self.peek(key, 0), None
-        cdef int outcome = nl_claims_check(claims, self.n, True, NL_QUICKLY)
-        outcome = settle_all(self, outcome, key, units, now_ns, claims, True)
+        ask(self, key, cost, None, claims, &r)
+        if r.units == 0:
+            return glance(self, claims, &r), None
+        cdef int outcome = settle_all(self, judge(self, claims, &r, True), key, claims, &r, True)
         token = None
-        if outcome & NL_ALLOWED:
+        if outcome & NL_ALLOWED and not outcome & NL_EXEMPT:
             token = tuple([
                 None if claims[i].outcome & NL_UNTRACKED else token_of(claims[i].table, &claims[i].view) for i in range(self.n)
             ])
-        return decision_of(self, claims, outcome, seconds), token
+        return decision_of(self, claims, outcome, &r), token[0] if self.alone and token is not None else token
 
     def give_back(self, key, units, token=None):
         """Gives back up to so many units: those of a token, or (None) the last ones. How many still counted somewhere."""
         given = 0
         for i in range(self.n):
             if token is None or token[i] is not None:
-                given = max(given, (<Limiter>self.limiters[i]).give_back(key, units, None if token is None else (token[i],)))
+                given = max(given, (<Limiter>self.limiters[i]).give_back(key, units, None if token is None else token[i]))
         return given
 
     # -- batches
 
     def allow_many(self, keys, cost=1):
         """allow() for each key, in order: as Limiter.allow_many."""
-        cdef uint32_t units = self.units(cost)
         cdef double seconds
         cdef uint64_t now_ns
         cdef Py_ssize_t n, i
+        cdef uint32_t units
         cdef unsigned char *outcomes
         cdef nl_table *tables[NL_QUOTAS_MOST]
         cdef nl_fingerprint *fps[NL_QUOTAS_MOST]
+        cdef Limiter limiter
         memset(fps, 0, sizeof(fps))
+        whole = whole_cost(cost)
         self.be_ready()
         of_words = PyObject_CheckBuffer(keys) and not isinstance(keys, (str, bytes, bytearray))
         if of_words:
             keys = words_of(keys)
         keys = checked_keys(keys)
         n = len(keys)
+        if self.records is not None or not self.enforces:
+            result = many_governed(self, keys, whole)
+            return memoryview(result).cast("?") if of_words else [outcome != 0 for outcome in result]
+        units = 0
+        for limiter in self.limiters:
+            units = limiter.units(whole)
         result = bytearray(n)
         outcomes = result
         try:
@@ -241,17 +246,23 @@ cdef class Bundle:
     # -- the rest
 
     def reset(self, key):
-        """Forgets the key in all. True: one had a log."""
-        return any([limiter.reset(key) for limiter in self.limiters])
+        """Forgets the key in all, and what it is charged with. True: one had a log."""
+        had = any([limiter.reset(key) for limiter in self.limiters])
+        self.unblock(key)
+        return had
 
     def clear(self):
-        """Forgets all keys."""
+        """Forgets all keys, and what they are charged with."""
         for limiter in self.limiters:
             limiter.clear()
+        self.forgive_all()
 
     def evict(self):
         """Drops idle keys of all. The number of those that were idle in the longest window."""
+        cdef double seconds
         dropped = [limiter.evict() for limiter in self.limiters]
+        if self.records is not None:
+            self.records.drop_idle(self.first.now(&seconds))
         return dropped[self.limiters.index(self.longest)]
 
     def stats(self):
@@ -262,6 +273,7 @@ cdef class Bundle:
             first.allowed, first.denied, max(each.keys for each in every), sum(each.evicted for each in every), first.overflowed,
             sum(each.memory_bytes for each in every), first.capacity,
         )
+        stats.would_deny = first.would_deny
         stats.stalled = first.stalled
         stats.log_bytes = sum(each.log_bytes for each in every)
         stats.log_capacity_bytes = sum(each.log_capacity_bytes for each in every)
@@ -277,6 +289,8 @@ cdef class Bundle:
         """Ends the use of all."""
         for limiter in self.limiters:
             limiter.close()
+        if self.records is not None:
+            self.records.close()
 
     def __reduce__(self):
         raise TypeError("cannot pickle a limiter: make one in each process")
@@ -287,41 +301,150 @@ cdef class Bundle:
     def _verify(self):
         return sum([limiter._verify() for limiter in self.limiters])
 
+    # -- policies: see _policy.pxi
 
-cdef Decision decision_of(Bundle bundle, nl_claim *claims, int outcome, double seconds):
-    cdef int i = binding_of(claims, bundle.n, outcome & NL_ALLOWED != 0)
-    cdef int own = (outcome & NL_ALLOWED) | (claims[i].outcome & NL_UNTRACKED)
-    return new_decision(<Limiter>bundle.limiters[i], claims[i].table, own, &claims[i].view, seconds)
+    cdef int keep_records(self) except -1:
+        """Makes or opens the table of records."""
+        cdef nl_policy *policy = <nl_policy *>self.policy
+        cdef Limiter first = self.first
+        if self.records is not None:
+            return 0
+        with first.updating:
+            if self.records is not None:
+                return 0
+            if table_of(first).us.members != NULL:
+                if first.open_records is None:
+                    raise SharedTableError(f"{first.where()} has no records: make the limiter anew")
+                records = <Limiter?>first.open_records()
+                policy.quotas = policy.penalties = True  # by other processes, perhaps
+            else:
+                records = Limiter(
+                    None, limit=1, window_ns=NL_RECORD_WINDOW_NS, name=self.name, max_keys=table_of(first).slab.most,
+                    on_full="deny", clock=None, algorithm="gcra", kin=first,
+                )
+            policy.records = table_of(records)
+            self.records = records
+        if table_of(first).us.members != NULL and not nl_load32(&table_of(first).head.policies):
+            nl_shared_tell_of_policies(table_of(first))
+        return 0
+
+    def governing(self):
+        """As of a Limiter."""
+        self.be_ready()
+        return self
+
+    def govern(self, *, enforces=None, after=0, base=0.0, factor=1.0, maximum=0.0, forgive_ms=0, prolong=False):
+        """Sets whether denials are enforced; and, with `after`, the penalty for denials in a row."""
+        cdef nl_policy *policy = <nl_policy *>self.policy
+        if enforces is not None:
+            self.enforces = enforces
+        if after:
+            self.keep_records()
+            policy.base_s, policy.factor, policy.maximum_s = base, factor, maximum
+            policy.forgive_ms, policy.prolong, policy.penalties = forgive_ms, bool(prolong), True
+            policy.after = after
+
+    def set_quota(self, key, given):
+        """Gives the key limits of its own: given is a tuple of quotas, each with a window of one of the limiter's; or None: none
+        any more."""
+        cdef uint32_t i
+        cdef Limiter limiter
+        own = [None] * self.n
+        if given is not None:
+            own = in_order(self, given)
+            for i in range(self.n):
+                if own[i] is not None:
+                    (<Limiter>self.limiters[i]).make_room(own[i])
+        self.keep_records()
+        for i in range(self.n):
+            if given is None or own[i] is not None:
+                set_word(self, key, i, 0 if own[i] is None else own[i].limit, ~NL_RECORD_FLAG)
+
+    def exempt(self, key, bint yes):
+        """Lifts all limits of the key, or puts them back."""
+        if not yes and self.records is None:
+            return
+        self.keep_records()
+        set_word(self, key, 0, NL_RECORD_FLAG if yes else 0, NL_RECORD_FLAG)
+
+    def block(self, key, duration_ns, seconds):
+        """Denies all requests of the key for so long."""
+        cdef uint64_t ticks = (duration_ns + NL_RECORD_TICK_NS - 1) // NL_RECORD_TICK_NS
+        self.keep_records()
+        (<nl_policy *>self.policy).penalties = True
+        set_block(self, key, ticks)
+        if event_mask & EVENT_BLOCKED and event_emit is not None:
+            event_emit("blocked", seconds, self.name, key)
+
+    def unblock(self, key):
+        """Ends the key's block, and forgets its denials. True: it was blocked."""
+        self.be_ready()
+        return self.records is not None and set_block(self, key, 0)
+
+    def forgive_all(self):
+        """Ends all blocks, and forgets all denials."""
+        if self.records is not None:
+            self.records.drop_idle(NL_TIME_END_NS - NL_RECORD_TICK_NS)  # all but what has no end
 
 
-cdef int stalled_all(Bundle bundle, nl_claim *claims, uint64_t now_ns, uint32_t units) noexcept:
+cdef Decision decision_of(Bundle bundle, nl_claim *claims, int outcome, nl_request *r):
+    """Of claims that have their views. Not the claims' own is, of the outcome: that it was blocked, exempt, or not enforced."""
+    cdef bint fits = outcome & NL_ALLOWED != 0 and not outcome & NL_UNDECIDED
+    cdef uint32_t i, best
+    if r.standing.blocked_ns and not fits:  # a block denies whatever the logs say
+        fits = True
+        for i in range(bundle.n):
+            if not claims[i].outcome & NL_ALLOWED:
+                fits = False
+    best = <uint32_t>binding_of(claims, bundle.n, fits)
+    cdef Decision d = new_decision(<Limiter>bundle.limiters[best], claims[best].table,
+                                   (outcome & NL_ALLOWED) | (claims[best].outcome & NL_UNTRACKED), &claims[best].view, r.seconds)
+    d.fits = fits
+    d.blocked_ns = r.standing.blocked_ns
+    d.would_deny = outcome & NL_UNDECIDED != 0
+    return d
+
+
+cdef int stalled_all(Bundle bundle, nl_claim *claims, nl_request *r) noexcept:
     """The answer where a process that is stopped keeps all others waiting."""
     cdef int outcome = NL_DENIED
     cdef uint32_t i
     for i in range(bundle.n):
-        claims[i].outcome = outcome = nl_untracked(bundle.first.stall_allows, claims[i].limit, units, now_ns, &claims[i].view)
+        claims[i].outcome = outcome = nl_untracked(bundle.first.stall_allows, claims[i].limit, r.units, r.now_ns, &claims[i].view)
     return outcome
 
 
-cdef int settle_all(Bundle bundle, int outcome, object key, uint32_t units, uint64_t now_ns, nl_claim *claims,
-                    bint views) except -1:
-    """What is left to do after a check: wait where it would have waited, count, tell."""
-    cdef nl_table *t = table_of(bundle.first)
-    cdef int displaced = outcome & NL_DISPLACED
+cdef int settle_all(Bundle bundle, int outcome, object key, nl_claim *claims, nl_request *r, bint views) except -1:
+    """What is left to do after a check: wait where it would have waited, count, tell. NL_UNDECIDED: denied, and let pass."""
+    cdef nl_table *t
     cdef bint stalled = False
-    if outcome & NL_WOULD_WAIT:
+    cdef int displaced
+    while outcome & (NL_WOULD_WAIT | NL_MOVED):
+        displaced = outcome & NL_DISPLACED
+        if outcome & NL_MOVED:
+            follow(bundle, claims, r)
         with nogil:
-            outcome = nl_claims_check(claims, bundle.n, views, NL_WAITING)
-        displaced |= outcome & NL_DISPLACED
+            outcome = judge(bundle, claims, r, views, NL_WAITING)
+        outcome |= displaced
         if outcome & NL_WOULD_WAIT:
             stalled = True
-            outcome = stalled_all(bundle, claims, now_ns, units)
-        outcome |= displaced
-    NL_TALLY(t, NL_COUNT_ALLOWED if outcome & NL_ALLOWED else NL_COUNT_DENIED, 1)
+            outcome = stalled_all(bundle, claims, r) | (outcome & NL_DISPLACED)
+    if views and outcome & (NL_BLOCKED | NL_EXEMPT):
+        look(bundle, claims, r)
+    t = table_of(bundle.first)
+    if outcome & NL_ALLOWED == 0 and not bundle.enforces:
+        NL_TALLY(t, NL_COUNT_WOULD_DENY, 1)
+        NL_TALLY(t, NL_COUNT_ALLOWED, 1)
+    else:
+        NL_TALLY(t, NL_COUNT_ALLOWED if outcome & NL_ALLOWED else NL_COUNT_DENIED, 1)
     if outcome & NL_UNTRACKED:
         NL_TALLY(t, NL_COUNT_STALLED if stalled else NL_COUNT_OVERFLOWED, 1)
     if event_mask:
-        bundle.first.tell(outcome & ~NL_UNTRACKED if stalled else outcome, units, key)
+        bundle.first.tell(outcome & ~NL_UNTRACKED if stalled else outcome, r.units, key, bundle.enforces)
+        if r.standing.blocks and event_mask & EVENT_BLOCKED and event_emit is not None:
+            event_emit("blocked", (r.standing.blocked_ns - r.now_ns) / 1e9, bundle.name, key)
+    if outcome & NL_ALLOWED == 0 and not bundle.enforces:
+        outcome |= NL_ALLOWED | NL_UNDECIDED
     return outcome
 
 
@@ -337,6 +460,12 @@ cdef void claim_many(nl_table **tables, uint32_t quotas, bint stalled_allows, nl
         for i in range(quotas):
             claim_of(&claims[i], tables[i], (fps[i] if fps[i] != NULL else fps[0])[at], now_ns, units)
         outcome = nl_claims_check(claims, quotas, False, NL_WAITING)
+        while outcome & NL_MOVED:
+            for i in range(quotas):
+                if nl_table_after(tables[i]) != NULL:
+                    tables[i] = nl_table_after(tables[i])
+                claim_of(&claims[i], tables[i], claims[i].fp, now_ns, units)
+            outcome = nl_claims_check(claims, quotas, False, NL_WAITING) | (outcome & NL_DISPLACED)
         if outcome & NL_WOULD_WAIT:
             tally.stalled += 1
             outcome = (outcome & NL_DISPLACED) | (NL_ALLOWED if stalled_allows else NL_DENIED)
@@ -345,28 +474,30 @@ cdef void claim_many(nl_table **tables, uint32_t quotas, bint stalled_allows, nl
     nl_tally_count(&tables[0].head.counters, nl_my_stripe(), &tally)
 
 
+include "_policy.pxi"
+
+
 # --- several limiters ---------------------------------------------------------------------------------------------------
 
-cdef struct Part:  # one of check_together's items: which claims are its own
+cdef struct Part:  # one of check_together's items
     PyObject *engine
-    uint32_t units, number
-    double seconds
+    PyObject *bundle    # through which its checks go, or NULL
+    nl_request request
+    int number          # of its own claims, before those of the same key were added up
 
 
 def check_together(items):
     """Decides on (limiter, key) or (limiter, key, cost) items, limiters being RateLimiters: counts all, or none. A Decision.
 
-    The same key of the same limiter may stand there twice: the costs add up.
+    The same key of the same limiter may stand there twice: the costs add up. A limiter that does not enforce has no say.
     """
     cdef nl_claim claims[NL_CLAIMS_MOST]
     cdef Part parts[NL_CLAIMS_MOST]
     cdef int part_of[NL_CLAIMS_MOST]  # which item a claim belongs to
-    cdef uint32_t n = 0, place = 0, number, i
-    cdef int outcome, best, displaced
-    cdef uint64_t now_ns
-    cdef nl_fingerprint fp
+    cdef uint32_t n = 0, place = 0, i
+    cdef int outcome, best, displaced, blocked = -1
+    cdef bint stalled = False
     cdef Limiter limiter
-    cdef Part *part
     if type(items) is not list and type(items) is not tuple:
         if not isinstance(items, Iterable):
             raise TypeError(f"items must be (limiter, key) or (limiter, key, cost) tuples, got one {type(items).__name__}")
@@ -375,53 +506,134 @@ def check_together(items):
         raise ValueError("check_all needs at least one (limiter, key, cost), got none")
     if len(items) > NL_CLAIMS_MOST:
         raise too_many()
+    items, watching = those_that_enforce(items)
     for item in items:
-        part = &parts[place]
-        engine = engine_of(item, place)
-        part.engine = <PyObject *>engine
-        part.number = 1 if type(engine) is Limiter else (<Bundle>engine).n
-        part.seconds = EXACT
-        cost = (<tuple>item)[2] if len(<tuple>item) == 3 else 1
-        now_ns = 0
-        for number in range(part.number):
-            limiter = <Limiter>engine if type(engine) is Limiter else <Limiter>(<Bundle>engine).limiters[number]
-            part.units = limiter.units(cost)
-            limiter.be_ready()
-            if number == 0 or (<Bundle>engine).hashes_each:
-                fingerprint(table_of(limiter), (<tuple>item)[1], &fp)
-            if number == 0:
-                now_ns = limiter.now(&part.seconds)
-                limiter.be_ready()
-            if n == NL_CLAIMS_MOST:
-                raise too_many()
-            claim_of(&claims[n], table_of(limiter), fp, now_ns, part.units)
-            for i in range(n):
-                if same_key(&claims[i], &claims[n]):
-                    add_up(&claims[i], part.units, (<tuple>item)[1])
-                    break
-            else:
-                part_of[n] = <int>place
-                n += 1
+        n = add_part(&parts[place], item, claims, part_of, n, place)
+        if parts[place].request.standing.blocked_ns and parts[place].request.units:
+            if blocked < 0 or parts[place].request.standing.blocked_ns > parts[blocked].request.standing.blocked_ns:
+                blocked = <int>place
         place += 1
-    outcome = nl_claims_check(claims, n, True, NL_QUICKLY)
-    if outcome & NL_WOULD_WAIT:
+    outcome = peek_claims(claims, n) if blocked >= 0 else nl_claims_check(claims, n, True, NL_QUICKLY) if n else NL_ALLOWED
+    while outcome & (NL_WOULD_WAIT | NL_MOVED):
+        if outcome & NL_MOVED:  # a limiter was given another quota in this very moment: ask for all anew
+            return check_together(items + watching)
         displaced = outcome & NL_DISPLACED
-        with nogil:
-            outcome = nl_claims_check(claims, n, True, NL_WAITING)
+        if blocked >= 0:
+            with nogil:
+                outcome = peek_claims(claims, n, NL_WAITING)
+        else:
+            with nogil:
+                outcome = nl_claims_check(claims, n, True, NL_WAITING)
         outcome |= displaced
-    limiter = first_of(<object>parts[0].engine)
-    cdef bint stalled = outcome & NL_WOULD_WAIT != 0
-    if stalled:
-        for i in range(n):
-            claims[i].outcome = outcome = nl_untracked(limiter.stall_allows, claims[i].limit, claims[i].cost, claims[i].now.ns,
-                                                       &claims[i].view)
+        if outcome & NL_WOULD_WAIT:
+            stalled = True
+            limiter = first_of(<object>parts[0].engine) if place else None
+            for i in range(n):
+                claims[i].outcome = outcome = nl_untracked(limiter.stall_allows, claims[i].limit, claims[i].cost,
+                                                           claims[i].now.ns, &claims[i].view)
+    if blocked >= 0:
+        outcome = NL_DENIED
     for i in range(place):
         tell_part(&parts[i], items[i][1], claims, part_of, n, <int>i, outcome & NL_ALLOWED != 0, stalled)
+    if outcome & NL_ALLOWED:
+        for item in watching:
+            item[0].check(*item[1:])
+    if n == 0 or (blocked >= 0 and not denies(claims, n)):
+        return speak_for(items, watching, blocked)
     best = binding_of(claims, n, outcome & NL_ALLOWED != 0)
-    part = &parts[part_of[best]]
-    limiter = limiter_with(<object>part.engine, claims[best].table)
-    outcome = (outcome & NL_ALLOWED) | (claims[best].outcome & NL_UNTRACKED)
-    return new_decision(limiter, claims[best].table, outcome, &claims[best].view, part.seconds)
+    limiter = limiter_with(<object>parts[part_of[best]].engine, claims[best].table)
+    cdef Decision d = new_decision(limiter, claims[best].table, (outcome & NL_ALLOWED) | (claims[best].outcome & NL_UNTRACKED),
+                                   &claims[best].view, parts[part_of[best]].request.seconds)
+    if blocked >= 0:
+        d.blocked_ns = parts[blocked].request.standing.blocked_ns
+    return d
+
+
+cdef object speak_for(list items, list watching, int blocked):
+    """A Decision of items without a claim: the key is blocked, or exempt, or nobody enforces."""
+    item = items[blocked] if blocked >= 0 else (items + watching)[0]
+    return item[0].peek(*item[1:])
+
+
+cdef tuple those_that_enforce(object items):
+    """The items of limiters that enforce, and the others."""
+    enforced, watching = [], []
+    for place, item in enumerate(items):
+        engine = engine_of(item, <uint32_t>place)
+        bundle = bundle_of(engine)
+        (enforced if bundle is None or (<Bundle>bundle).enforces else watching).append(item)
+    return enforced, watching
+
+
+cdef Bundle bundle_of(object engine):
+    """Through which its checks go, if through any."""
+    if type(engine) is Bundle:
+        return engine
+    return (<Limiter>engine).governed() if (<Limiter>engine).is_governed() else None
+
+
+cdef uint32_t add_part(Part *part, tuple item, nl_claim *claims, int *part_of, uint32_t n, uint32_t place) except? 0xffffffff:
+    """Adds an item's claims to the first n; how many there are then."""
+    cdef nl_claim own[NL_QUOTAS_MOST]
+    cdef uint32_t number, i, before
+    cdef int blocked
+    cdef Limiter limiter
+    cdef nl_request *r = &part.request
+    engine = engine_of(item, place)
+    cdef Bundle bundle = bundle_of(engine)
+    cost = item[2] if len(item) == 3 else 1
+    part.engine = <PyObject *>engine
+    part.bundle = <PyObject *>bundle if bundle is not None else NULL
+    part.number = 1 if bundle is None else <int>bundle.n
+    if bundle is None:
+        limiter = <Limiter>engine
+        memset(r, 0, sizeof(nl_request))
+        r.units = limiter.units(cost)
+        limiter.be_ready()
+        fingerprint(table_of(limiter), item[1], &own[0].fp)
+        r.now_ns = limiter.now(&r.seconds)
+        limiter.be_ready()
+        claim_of(&own[0], table_of(limiter), own[0].fp, r.now_ns, r.units)
+    else:
+        ask(bundle, item[1], cost, None, own, r)
+        if r.governed:
+            blocked = nl_policy_blocked(<nl_policy *>bundle.policy, &r.standing, NL_QUICKLY)
+            if blocked == NL_WOULD_WAIT:
+                with nogil:
+                    blocked = nl_policy_blocked(<nl_policy *>bundle.policy, &r.standing, NL_WAITING)
+    if r.exempt:
+        part.number = 0
+    for number in range(<uint32_t>part.number):
+        if n == NL_CLAIMS_MOST:
+            raise too_many()
+        for i in range(n):
+            if same_key(&claims[i], &own[number]):
+                add_up(&claims[i], own[number].cost, item[1])
+                break
+        else:
+            claims[n] = own[number]
+            part_of[n] = <int>place
+            n += 1
+    return n
+
+
+cdef int peek_claims(nl_claim *claims, uint32_t n, int patience=NL_QUICKLY) noexcept nogil:
+    cdef int outcome = NL_ALLOWED, one
+    cdef uint32_t i
+    for i in range(n):
+        one = peek_all(&claims[i], 1, claims[i].now.ns, patience)
+        if one & (NL_WOULD_WAIT | NL_MOVED):
+            return one
+        outcome &= one
+    return outcome
+
+
+cdef bint denies(nl_claim *claims, uint32_t n) noexcept:
+    cdef uint32_t i
+    for i in range(n):
+        if not claims[i].outcome & NL_ALLOWED:
+            return True
+    return False
 
 
 cdef object engine_of(object item, uint32_t place):
@@ -458,22 +670,36 @@ cdef int add_up(nl_claim *c, uint32_t units, object key) except -1:
     return 0
 
 
-cdef int tell_part(const Part *part, object key, nl_claim *claims, int *part_of, uint32_t n, int place, bint allowed,
+cdef int tell_part(Part *part, object key, nl_claim *claims, int *part_of, uint32_t n, int place, bint allowed,
                    bint stalled) except -1:
-    """Counts and tells: a request that was allowed, to all; one that was denied, to those who denied it."""
+    """Counts, charges and tells: a request that was allowed, to all; one that was denied, to those who denied it."""
     cdef int own = NL_ALLOWED
     cdef uint32_t i
+    cdef nl_request *r = &part.request
+    cdef Limiter limiter = first_of(<object>part.engine)
+    cdef nl_policy *policy
     for i in range(n):
         if part_of[i] == place:
             own = (own & claims[i].outcome & NL_ALLOWED) | ((own | claims[i].outcome) & NL_UNTRACKED)
-    if part.units == 0 or (not allowed and own & NL_ALLOWED):
+    if r.standing.blocked_ns:
+        own = NL_DENIED
+    if r.units == 0 or (not allowed and own & NL_ALLOWED):
         return 0
-    cdef Limiter limiter = first_of(<object>part.engine)
     NL_TALLY(table_of(limiter), NL_COUNT_ALLOWED if own & NL_ALLOWED else NL_COUNT_DENIED, 1)
     if own & NL_UNTRACKED:
         NL_TALLY(table_of(limiter), NL_COUNT_STALLED if stalled else NL_COUNT_OVERFLOWED, 1)
+    if r.governed and not own & NL_UNTRACKED and not r.standing.blocked_ns and not r.exempt:
+        policy = <nl_policy *>(<Bundle>part.bundle).policy
+        if policy.after and not own & NL_ALLOWED:
+            with nogil:
+                nl_penalty_strike(policy, &r.standing, NL_WAITING)
+        elif policy.after and r.standing.struck_before:
+            with nogil:
+                nl_penalty_absolve(policy, &r.standing, NL_WAITING)
     if event_mask:
-        limiter.tell(own & ~NL_UNTRACKED if stalled else own, part.units, key)
+        limiter.tell(own & ~NL_UNTRACKED if stalled else own, r.units, key)
+        if r.standing.blocks and event_mask & EVENT_BLOCKED and event_emit is not None:
+            event_emit("blocked", (r.standing.blocked_ns - r.now_ns) / 1e9, limiter.name, key)
     return 0
 
 
@@ -501,6 +727,8 @@ cdef inline int claim_quickly(Bundle bundle, PyObject *key, nl_claim *claims, ui
     cdef nl_table *t
     cdef nl_fingerprint fp
     cdef uint32_t i
+    if bundle.records is not None or not bundle.enforces:
+        return 0
     for i in range(bundle.n):
         if flags_of(table_of(<Limiter>bundle.limiters[i])):
             return 0
@@ -517,8 +745,16 @@ cdef inline int claim_quickly(Bundle bundle, PyObject *key, nl_claim *claims, ui
     return 1
 
 
+cdef inline void of_one_unit(nl_request *r, uint64_t now_ns) noexcept:
+    memset(r, 0, sizeof(nl_request))
+    r.now_ns = now_ns
+    r.seconds = EXACT
+    r.units = 1
+
+
 cdef PyObject *short_bundle_allow(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *names) except NULL:
     cdef nl_claim claims[NL_QUOTAS_MOST]
+    cdef nl_request r
     cdef uint64_t now_ns
     cdef int outcome
     cdef Bundle bundle = <Bundle>self
@@ -528,12 +764,14 @@ cdef PyObject *short_bundle_allow(PyObject *self, PyObject **args, Py_ssize_t n,
     if outcome <= NL_ALLOWED:
         NL_TALLY(table_of(bundle.first), NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
     else:
-        outcome = settle_all(bundle, outcome, <object>args[0], 1, now_ns, claims, False)
+        of_one_unit(&r, now_ns)
+        outcome = settle_all(bundle, outcome, <object>args[0], claims, &r, False)
     return new_bool(outcome & NL_ALLOWED)
 
 
 cdef PyObject *short_bundle_check(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *names) except NULL:
     cdef nl_claim claims[NL_QUOTAS_MOST]
+    cdef nl_request r
     cdef uint64_t now_ns
     cdef int outcome
     cdef Bundle bundle = <Bundle>self
@@ -543,8 +781,10 @@ cdef PyObject *short_bundle_check(PyObject *self, PyObject **args, Py_ssize_t n,
     if outcome <= NL_ALLOWED:
         NL_TALLY(table_of(bundle.first), NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
     else:
-        outcome = settle_all(bundle, outcome, <object>args[0], 1, now_ns, claims, True)
-    return new_ref(decision_of(bundle, claims, outcome, EXACT))
+        of_one_unit(&r, now_ns)
+        outcome = settle_all(bundle, outcome, <object>args[0], claims, &r, True)
+    of_one_unit(&r, now_ns)
+    return new_ref(decision_of(bundle, claims, outcome, &r))
 
 
 put_in_front(Bundle, "allow", <fastcall><void *>short_bundle_allow, &long_bundle_allow)

@@ -65,7 +65,7 @@ cdef extern from "core/batch.h" nogil:
         pass
     ctypedef struct nl_head:
         uint64_t secret[2]
-        uint32_t limit
+        uint32_t limit, policies
         uint64_t window_ns
         nl_counters counters
     ctypedef struct nl_region:
@@ -81,7 +81,8 @@ cdef extern from "core/batch.h" nogil:
     ctypedef struct nl_chunks:
         nl_region chunks
     ctypedef struct nl_table:
-        uint32_t flags, on_full
+        uint32_t *flags
+        uint32_t own_flags, on_full
         int clock
         nl_rule rule
         nl_head *head
@@ -91,6 +92,7 @@ cdef extern from "core/batch.h" nogil:
         nl_chunks chunks
         nl_region bucket_region, memory
         uint32_t number
+        nl_table *former
         nl_hash_seed *seeds
     ctypedef struct nl_config:
         uint32_t limit
@@ -105,13 +107,13 @@ cdef extern from "core/batch.h" nogil:
         uint64_t allowed, denied, untracked, stalled
     ctypedef int nl_outcome
     enum:
-        NL_DENIED, NL_ALLOWED, NL_UNTRACKED, NL_DISPLACED, NL_WOULD_WAIT
+        NL_DENIED, NL_ALLOWED, NL_UNTRACKED, NL_DISPLACED, NL_WOULD_WAIT, NL_BLOCKED, NL_EXEMPT, NL_MOVED, NL_UNDECIDED
         NL_QUICKLY, NL_WAITING
-        NL_FLAG_CLOSED, NL_FLAG_CLOCK, NL_FLAG_EVENTS, NL_FLAG_CHILD, NL_FLAG_ALGORITHM
+        NL_FLAG_CLOSED, NL_FLAG_CLOCK, NL_FLAG_EVENTS, NL_FLAG_CHILD, NL_FLAG_ALGORITHM, NL_FLAG_POLICY
         NL_LIMIT_MOST, NL_METER_LIMIT_MOST
         NL_GCRA, NL_FIXED_WINDOW, NL_SLIDING_COUNTER
         NL_KEY_BYTES, NL_KEY_INT, NL_KEY_INT_NEGATIVE, NL_KEY_INT_LARGE, NL_KEY_UUID, NL_KEY_ADDRESS, NL_KEY_TUPLE
-        NL_COUNT_ALLOWED, NL_COUNT_DENIED, NL_COUNT_OVERFLOWED, NL_COUNT_EVICTED, NL_COUNT_STALLED
+        NL_COUNT_ALLOWED, NL_COUNT_DENIED, NL_COUNT_OVERFLOWED, NL_COUNT_EVICTED, NL_COUNT_STALLED, NL_COUNT_WOULD_DENY
         NL_GROUP
     const uint64_t NL_TIME_END_NS
     nl_hash_seed nl_hash_seed_of(uint64_t, uint64_t)
@@ -121,6 +123,7 @@ cdef extern from "core/batch.h" nogil:
     int nl_process_init()
     bint nl_table_open(nl_table *, const nl_config *)
     void nl_table_close(nl_table *)
+    void nl_flags_set(nl_table *, uint32_t, bint)
     uint32_t nl_table_keys(const nl_table *)
     uint64_t nl_table_bytes(const nl_table *)
     uint64_t nl_table_log_bytes(const nl_table *)
@@ -141,6 +144,8 @@ cdef extern from "core/batch.h" nogil:
     void nl_tally_count(nl_counters *, uint32_t, const nl_tally *)
     void nl_count(nl_counters *, uint32_t, uint32_t, uint64_t)
     void nl_count_serial(uint64_t *, uint32_t, uint64_t)
+    uint32_t nl_rule_most(const nl_rule *)
+    nl_table *nl_table_after(const nl_table *)
     uint32_t nl_my_stripe()
     void nl_drop(void *, size_t)
 
@@ -187,6 +192,31 @@ cdef extern from "core/refund.h" nogil:
     const uint64_t NL_NEWEST
     nl_outcome nl_refund(nl_table *, nl_fingerprint, uint64_t, uint64_t, uint32_t, int, uint32_t *)
 
+cdef extern from "core/successor.h" nogil:
+    void nl_succeed(nl_table *, nl_table *, uint64_t)
+    void nl_move_all(nl_table *, nl_table *)
+    void nl_table_drop(nl_table *)
+
+cdef extern from "core/record.h" nogil:
+    ctypedef struct nl_policy:
+        nl_table *records
+        uint32_t after, forgive_ms, prolong, quotas, penalties
+        double base_s, factor, maximum_s
+    ctypedef struct nl_standing:
+        nl_fingerprint fp
+        nl_now now
+        bint limits_known, struck_before, blocks
+        uint64_t blocked_ns
+    const uint64_t NL_RECORD_WINDOW_NS, NL_RECORD_NEVER, NL_RECORD_TICK_NS
+    const uint32_t NL_RECORD_FLAG
+    nl_outcome nl_policy_check(const nl_policy *, nl_claim *, uint32_t, nl_standing *, bint, int)
+    nl_outcome nl_policy_limits(const nl_policy *, nl_claim *, uint32_t, const nl_standing *, bint, int)
+    nl_outcome nl_policy_blocked(const nl_policy *, nl_standing *, int)
+    nl_outcome nl_penalty_strike(const nl_policy *, nl_standing *, int)
+    nl_outcome nl_penalty_absolve(const nl_policy *, const nl_standing *, int)
+    nl_outcome nl_record_set_quota(nl_table *, nl_fingerprint, uint32_t, nl_now, uint32_t, uint32_t, int)
+    nl_outcome nl_record_set_block(nl_table *, nl_fingerprint, nl_now, uint64_t, int, c_bool *)
+
 cdef extern from "core/walk.h" nogil:
     uint64_t nl_walk_count(const nl_table *, uint64_t)
     uint64_t nl_walk_evict(nl_table *, uint64_t, bint, c_bool *)
@@ -208,7 +238,8 @@ cdef extern from "core/shared.h" nogil:
         uint64_t digest
     uint64_t nl_header_digest(const nl_header *)
     uint64_t nl_shared_bytes(const nl_config *)
-    bint nl_shared_same_layout(uint32_t, uint32_t, uint64_t, uint32_t)
+    bint nl_shared_holds(uint32_t, uint32_t, uint64_t, uint32_t)
+    void nl_shared_tell_of_policies(nl_table *)
     void nl_shared_format(void *, const nl_config *, const nl_origin *)
     const char *nl_shared_open(nl_table *, int, const char *, uint32_t, uint64_t, bint)
     int nl_shared_register(nl_table *)
@@ -258,10 +289,12 @@ cdef enum:
     EVENT_DENIED = 2
     EVENT_OVERFLOW = 4
     EVENT_EVICTED = 8
+    EVENT_BLOCKED = 16
 
 ALGORITHMS = ("sliding-log", "gcra", "fixed-window", "sliding-counter")  # in the order of log.h's numbers
 MAX_LOG_LIMIT = NL_LIMIT_MOST
 MAX_METER_LIMIT = NL_METER_LIMIT_MOST
+RECORD_WINDOW_NS = NL_RECORD_WINDOW_NS
 
 cdef double EXACT = INFINITY  # in place of a clock's float seconds: the time is known in nanoseconds
 
@@ -278,7 +311,10 @@ cdef object registry_lock = threading.RLock()
 
 def _renew_lock():
     global registry_lock
+    cdef Limiter limiter
     registry_lock = threading.RLock()
+    for limiter in list(live_limiters):
+        limiter.updating = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
@@ -296,21 +332,13 @@ def set_emitter(mask: int, emit) -> None:
         event_emit = emit
         event_mask = mask
         for limiter in list(live_limiters):
-            set_flag(<nl_table *>limiter.table, NL_FLAG_EVENTS, event_mask != 0)
+            nl_flags_set(<nl_table *>limiter.table, NL_FLAG_EVENTS, event_mask != 0)
 
 
 cdef extern from *:
     """
-    /* The one flags word is changed rarely and read always; several threads may change it. */
-    static void set_flag(nl_table *t, uint32_t flag, int on) {
-        for (;;) {
-            uint32_t seen = nl_load32(&t->flags);
-            if (nl_cas32(&t->flags, seen, on ? seen | flag : seen & ~flag)) return;
-        }
-    }
-    #define flags_of(t) nl_load32(&(t)->flags)
+    #define flags_of(t) nl_load32((t)->flags)
     """
-    void set_flag(nl_table *, uint32_t, bint) noexcept nogil
     uint32_t flags_of(nl_table *) noexcept nogil
 
 
@@ -436,11 +464,13 @@ class Stats(namedtuple("Stats", "allowed denied keys evicted overflowed memory_b
     evict(). overflowed: decisions made by on_full. memory_bytes: pages in use; of a shared table, the file's size. capacity:
     max_keys.
 
-    Besides, as attributes that are no items of the tuple: stalled, the calls that on_stall answered; log_bytes, the memory in use
+    Besides, as attributes that are no items of the tuple: would_deny, the requests among the allowed ones that enforce=False let
+    pass; stalled, the calls that on_stall answered; log_bytes, the memory in use
     for logs that don't fit into a slot (to within 16 KiB for each process that was killed); log_capacity_bytes, how much of it
     there can be.
     """
 
+    would_deny = 0
     stalled = 0
     log_bytes = 0
     log_capacity_bytes = 0
@@ -453,9 +483,12 @@ cdef class Decision:
     """The answer to one check. Truthy if allowed. Immutable; seconds are floats, computed when asked for."""
 
     cdef readonly bint allowed
+    cdef readonly bint would_deny
     cdef readonly object quota
     cdef bint untracked
+    cdef bint fits  # where it is denied or would be: by a block alone
     cdef uint64_t tick_ns, window
+    cdef uint64_t blocked_ns  # until when the key is blocked; 0: it is not
     cdef double seconds
     cdef nl_view view
 
@@ -467,7 +500,9 @@ cdef class Decision:
 
     cdef double until(self, uint64_t tick):
         """Seconds from now until the stamp at `tick` has left the window."""
-        cdef uint64_t out_ns = (tick + self.window) * self.tick_ns
+        return self.until_ns((tick + self.window) * self.tick_ns)
+
+    cdef double until_ns(self, uint64_t out_ns):
         if out_ns <= self.view.now_ns:
             return 0.0
         cdef double wait = seconds_up(out_ns - self.view.now_ns)
@@ -483,12 +518,19 @@ cdef class Decision:
 
     @property
     def violated(self):
-        """The quota that denied: of several, the one that makes one wait longest. None if allowed."""
-        return None if self.allowed else self.quota
+        """The quota that denied, or would deny: of several, the one that makes one wait longest. None if it fits."""
+        return self.quota if not self.fits and (self.would_deny or not self.allowed) else None
+
+    @property
+    def blocked(self) -> bool:
+        """Is the key blocked, by its penalty or by block()?"""
+        return self.blocked_ns != 0
 
     @property
     def remaining(self) -> int:
         """Units that would still fit now, after this decision."""
+        if self.blocked_ns and not self.allowed:
+            return 0
         return self.view.limit - self.view.used if self.view.used < self.view.limit else 0
 
     @property
@@ -496,9 +538,10 @@ cdef class Decision:
         """Seconds until the same cost would fit, if nobody else comes; 0.0 if allowed."""
         if self.allowed:
             return 0.0
-        if self.untracked:
-            return self.quota.per
-        return self.until(self.view.deciding_tick)
+        cdef double wait = 0.0
+        if not self.fits:
+            wait = self.quota.per if self.untracked else self.until(self.view.deciding_tick)
+        return max(wait, self.until_ns(self.blocked_ns)) if self.blocked_ns else wait
 
     @property
     def reset_after(self) -> float:
@@ -517,22 +560,26 @@ cdef class Decision:
     def __repr__(self):
         return (
             f"Decision(allowed={self.allowed}, limit={self.limit}, remaining={self.remaining}, "
-            f"retry_after={self.retry_after!r}, reset_after={self.reset_after!r}, refill_after={self.refill_after!r})"
+            f"retry_after={self.retry_after!r}, reset_after={self.reset_after!r}, refill_after={self.refill_after!r}"
+            f"{', blocked=True' if self.blocked_ns else ''}{', would_deny=True' if self.would_deny else ''})"
         )
 
     def __reduce__(self):
         return _decision, (
             self.allowed, self.untracked, self.quota, self.tick_ns, self.window, self.seconds, self.view.now_ns,
             self.view.newest_tick, self.view.oldest_tick, self.view.deciding_tick, self.view.used, self.view.limit,
+            self.would_deny, self.fits, self.blocked_ns,
         )
 
 
-def _decision(allowed, untracked, quota, tick_ns, window, seconds, now_ns, newest_tick, oldest_tick, deciding_tick, used, limit):
+def _decision(allowed, untracked, quota, tick_ns, window, seconds, now_ns, newest_tick, oldest_tick, deciding_tick, used, limit,
+              would_deny=False, fits=False, blocked_ns=0):
     """A Decision that travelled between processes, such as that of a RateLimitExceeded."""
     cdef Decision d = Decision.__new__(Decision)
     d.allowed, d.untracked, d.quota, d.tick_ns, d.window, d.seconds = allowed, untracked, quota, tick_ns, window, seconds
     d.view.now_ns, d.view.newest_tick, d.view.oldest_tick, d.view.deciding_tick = now_ns, newest_tick, oldest_tick, deciding_tick
     d.view.used, d.view.limit = used, limit
+    d.would_deny, d.fits, d.blocked_ns = would_deny, fits, blocked_ns
     return d
 
 
@@ -540,7 +587,7 @@ cdef Decision new_decision(Limiter limiter, nl_table *t, int outcome, nl_view *v
     cdef Decision d = Decision.__new__(Decision)
     d.allowed = outcome & NL_ALLOWED
     d.untracked = (outcome & NL_UNTRACKED) != 0
-    d.quota = limiter.quota_now if view.limit == limiter.quota_limit else limiter.quota
+    d.quota = limiter.quota_now if view.limit == limiter.quota_limit else limiter.quota_with(view.limit)
     d.tick_ns = t.rule.tick_ns
     d.window = t.rule.window
     d.seconds = seconds
@@ -563,13 +610,14 @@ cdef class Limiter:
 
     def __cinit__(self, quota, *, limit, window_ns, str name not None, max_keys, str on_full not None, clock, table=None,
                   path=None, stall_ns=0, str on_stall not None="allow", make_quota=None, str algorithm not None="sliding-log",
-                  Limiter kin=None):
+                  Limiter kin=None, max_limit=0):
         """table: the descriptor of a shared table's file, which says what limit, window_ns, max_keys and algorithm are. kin:
-        whose secret it shares, in a Bundle."""
+        whose secret it shares, in a Bundle. max_limit: the largest limit that there is to be room for, if that is above limit."""
         cdef nl_config config
         cdef bytes secret = os.urandom(16)
         self.quota_now = quota
         self.make_quota = make_quota
+        self.updating = threading.RLock()
         self.name = name
         self.clock = clock
         self.clock_ns = getattr(clock, "now_ns", None)
@@ -579,7 +627,7 @@ cdef class Limiter:
         if t == NULL:
             raise MemoryError()
         if table is None:
-            config.limit = limit
+            config.limit = max(limit, max_limit)
             config.window_ns = window_ns
             config.max_keys = max_keys
             config.on_full = ON_FULL[on_full]
@@ -591,6 +639,7 @@ cdef class Limiter:
             if not nl_table_open(t, &config):
                 free(t)
                 raise MemoryError(f"no address space for a limiter of max_keys={max_keys}: choose a smaller one")
+            nl_store32(&t.head.limit, limit)
             self.table = t
         else:
             try:
@@ -605,20 +654,23 @@ cdef class Limiter:
             self.quota_now = make_quota(self.quota_limit)
         nl_defer_refcount(self)
         if clock is not None:
-            set_flag(t, NL_FLAG_CLOCK, True)
+            nl_flags_set(t, NL_FLAG_CLOCK, True)
         with registry_lock:
             live_limiters.add(self)
             if event_mask:
-                set_flag(t, NL_FLAG_EVENTS, True)
+                nl_flags_set(t, NL_FLAG_EVENTS, True)
 
     def __dealloc__(self):
         cdef nl_table *t = <nl_table *>self.table
-        if t != NULL:
+        cdef nl_table *former
+        while t != NULL:
+            former = t.former
             if t.us.members != NULL:
                 nl_shared_close(t)
             else:
                 nl_table_close(t)
             free(t)
+            t = former
 
     cdef int register(self) except -1:
         """Makes this process one of the shared table's: after opening it, and in the child of a fork at its first call."""
@@ -648,6 +700,21 @@ cdef class Limiter:
             self.quota_limit = limit
         return self.quota_now
 
+    cdef object quota_with(self, unsigned int limit):
+        """The quota in force, or if that has another limit, one for this limit and its window: some key's own."""
+        quota = self.quota
+        if quota is None or quota.limit == limit or self.make_quota is None:
+            return quota
+        other = self.other_quota
+        if other is None or other.limit != limit or other.window_ns != quota.window_ns:
+            self.other_quota = other = self.make_quota(limit)
+        return other
+
+    @property
+    def limiters(self):
+        """As of a Bundle: itself."""
+        return (self,)
+
     @property
     def quotas(self):
         """As of a Bundle: the one there is."""
@@ -658,41 +725,149 @@ cdef class Limiter:
         """How it counts; of a shared table, what the file says."""
         return ALGORITHMS[(<nl_table *>self.table).rule.algorithm]
 
+    @property
+    def max_limit(self) -> int:
+        """The largest limit that the table has room for as it is."""
+        return nl_rule_most(&table_of(self).rule)
+
     def set_limit(self, limit):
         """Changes the limit in force, at once and for all who use the table."""
         cdef nl_table *t = <nl_table *>self.table
+        cdef uint32_t most = nl_rule_most(&t.rule)
         self.be_ready()
         whole = index(limit)
-        if not 1 <= whole <= nl_limit_most(t.rule.algorithm):
-            raise ValueError(f"limit must be from 1 to {nl_limit_most(t.rule.algorithm)}, got {short(whole)}")
-        if not nl_shared_same_layout(t.rule.limit, whole, t.head.window_ns, t.rule.algorithm):
-            raise ValueError(f"limit must be one that the table is laid out for, as it is for {t.rule.limit}, got {short(whole)}")
+        if not 1 <= whole <= most:
+            raise ValueError(f"limit must be from 1 to {most}, which the table is laid out for, got {short(whole)}")
         nl_store32(&t.head.limit, whole)
+
+    def update(self, quota, make_quota):
+        """Puts another quota in the place of the one in force, and loses no log. make_quota: as for the constructor."""
+        cdef nl_table *t = <nl_table *>self.table
+        cdef uint32_t limit = quota.limit
+        self.be_ready()
+        with self.updating:
+            t = <nl_table *>self.table
+            if quota.window_ns == t.head.window_ns and limit <= nl_rule_most(&t.rule):
+                self.quota_now = quota
+                self.make_quota = make_quota
+                self.quota_limit = limit
+                nl_store32(&t.head.limit, limit)
+            else:
+                self.refuse_if_fixed(quota)
+                self.replace(limit, quota.window_ns, limit, quota, make_quota)
+
+    def make_room(self, quota):
+        """Sees to it that a key can have this limit as its own."""
+        if quota.limit <= nl_rule_most(&table_of(self).rule):
+            return
+        with self.updating:
+            if quota.limit > nl_rule_most(&table_of(self).rule):
+                self.refuse_if_fixed(quota)
+                self.replace(nl_load32(&table_of(self).head.limit), table_of(self).head.window_ns, quota.limit, self.quota,
+                             self.make_quota)
+
+    def governing(self):
+        """The Bundle that says what else there is to its keys; made now, if there was nothing."""
+        self.be_ready()
+        return self.governed()
+
+    def require_room(self, quota):
+        """Raises what update() would, if it can't be given that quota."""
+        self.be_ready()
+        if quota.window_ns != table_of(self).head.window_ns or quota.limit > nl_rule_most(&table_of(self).rule):
+            self.refuse_if_fixed(quota)
+
+    def refuse_if_fixed(self, quota):
+        if table_of(self).us.members != NULL:
+            raise SharedTableError(
+                f"{self.where()} has no room for {quota}: it was made for windows of {self.quota.per} s and limits up to "
+                f"{self.max_limit}; make it with max_limit={quota.limit}, or replace it (on_mismatch='replace')"
+            )
+
+    cdef int replace(self, unsigned int limit, unsigned long long window_ns, unsigned int most, object quota,
+                     object make_quota) except -1:
+        """Has another private table take this one's keys (core/successor.h). The caller holds the lock `updating`."""
+        cdef nl_table *old = table_of(self)
+        cdef nl_table *new
+        cdef nl_config config
+        cdef double seconds
+        cdef uint64_t now_ns = self.now(&seconds)
+        self.be_ready()
+        config.limit = most
+        if old.rule.algorithm == 0 and config.limit < NL_LIMIT_MOST:
+            config.limit = NL_LIMIT_MOST  # so that it holds any log that there can be, and the next change needs no table
+        config.window_ns = window_ns
+        config.max_keys = old.slab.most
+        config.on_full = old.on_full
+        config.algorithm = old.rule.algorithm
+        memcpy(config.secret, &old.head.secret, 16)
+        new = <nl_table *>calloc(1, sizeof(nl_table))
+        if new == NULL:
+            raise MemoryError()
+        if not nl_table_open(new, &config):
+            free(new)
+            raise MemoryError(f"no address space for another table of max_keys={config.max_keys}")
+        nl_store32(&new.head.limit, limit)
+        new.former = old
+        with registry_lock:  # whoever changes the flags holds it as well
+            new.own_flags = flags_of(old)
+            nl_succeed(old, new, now_ns)
+            self.table = new
+            self.quota_now = quota
+            self.make_quota = make_quota
+            self.quota_limit = limit
+            self.other_quota = None
+        with nogil:
+            nl_move_all(old, new)
+            nl_table_drop(old)
+        return 0
+
+    cdef bint is_governed(self) noexcept:
+        """Is there more to this limiter than its logs? Of a shared table, another process may say so."""
+        return flags_of(table_of(self)) & NL_FLAG_POLICY != 0
+
+    cdef Bundle governed(self):
+        """What the checks go through then."""
+        if self.policy is None:
+            with registry_lock:
+                if self.policy is None:
+                    self.policy = Bundle((self,), alone=True)
+                    nl_flags_set(table_of(self), NL_FLAG_POLICY, True)
+        return self.policy
 
     # -- checks. allow(key) and check(key) have a short way in front of these: see "the short way" below.
 
-    def allow(self, key, cost=1):
+    def allow(self, key, cost=1, *, quota=None):
         """Counts the request if it fits. True: it did. One C call; thread-safe."""
         cdef double seconds
-        return self.decide(key, cost, NULL, True, &seconds) & NL_ALLOWED != 0
+        if quota is not None or self.is_governed():
+            return self.governed().allow(key, cost, quota=quota)
+        cdef nl_table *t = NULL
+        return self.decide(key, cost, NULL, True, &seconds, <void **>&t) & NL_ALLOWED != 0
 
-    def check(self, key, cost=1):
+    def check(self, key, cost=1, *, quota=None):
         """As allow(), and tells more: a Decision."""
         cdef nl_view view
         cdef double seconds = EXACT
-        cdef nl_outcome outcome = self.decide(key, cost, &view, True, &seconds)
-        return new_decision(self, <nl_table *>self.table, outcome, &view, seconds)
+        cdef nl_table *t = NULL
+        if quota is not None or self.is_governed():
+            return self.governed().check(key, cost, quota=quota)
+        cdef nl_outcome outcome = self.decide(key, cost, &view, True, &seconds, <void **>&t)
+        return new_decision(self, t, outcome, &view, seconds)
 
-    def peek(self, key, cost=1):
+    def peek(self, key, cost=1, *, quota=None):
         """Would it fit? A Decision; nothing is counted, nothing is changed."""
         cdef nl_view view
         cdef double seconds = EXACT
-        cdef nl_outcome outcome = self.decide(key, cost, &view, False, &seconds)
-        return new_decision(self, <nl_table *>self.table, outcome, &view, seconds)
+        cdef nl_table *t = NULL
+        if quota is not None or self.is_governed():
+            return self.governed().peek(key, cost, quota=quota)
+        cdef nl_outcome outcome = self.decide(key, cost, &view, False, &seconds, <void **>&t)
+        return new_decision(self, t, outcome, &view, seconds)
 
-    cdef int decide(self, object key, object cost, void *view, bint counts, double *seconds) except -1:
-        """The long way: any cost, any clock, handlers attached, closed."""
-        cdef nl_table *t = <nl_table *>self.table
+    cdef int decide(self, object key, object cost, void *view, bint counts, double *seconds, void **where) except -1:
+        """The long way: any cost, any clock, handlers attached, closed. *where: the table that decided."""
+        cdef nl_table *t
         cdef nl_view own
         cdef nl_view *into = <nl_view *>view if view != NULL else &own
         cdef nl_fingerprint fp
@@ -700,20 +875,26 @@ cdef class Limiter:
         cdef nl_outcome outcome
         cdef uint64_t now_ns
         self.be_ready()
-        fingerprint(t, key, &fp)
+        fingerprint(table_of(self), key, &fp)
         now_ns = self.now(seconds)
         self.be_ready()  # the clock is somebody's Python
+        t = table_of(self)
         if not counts or units == 0:
             outcome = nl_peek(t, fp, now_ns, units, NL_QUICKLY, into)
-            if outcome == NL_WOULD_WAIT:
+            while outcome & (NL_WOULD_WAIT | NL_MOVED):
+                if outcome & NL_MOVED:
+                    t = nl_table_after(t)
                 with nogil:
                     outcome = nl_peek(t, fp, now_ns, units, NL_WAITING, into)
                 if outcome == NL_WOULD_WAIT:
                     NL_TALLY(t, NL_COUNT_STALLED, 1)
                     outcome = nl_untracked(self.stall_allows, nl_load32(&t.head.limit), units, now_ns, into)
+            where[0] = t
             return outcome
         outcome = nl_check_any(t, fp, now_ns, units, NL_QUICKLY, <nl_view *>view)
-        return settle(self, fp, outcome, key, units, now_ns, <nl_view *>view)
+        outcome = settle(self, fp, outcome, key, units, now_ns, <nl_view *>view, &t)
+        where[0] = t
+        return outcome
 
     cdef int be_ready(self) except -1:
         cdef uint32_t flags = flags_of(<nl_table *>self.table)
@@ -726,16 +907,9 @@ cdef class Limiter:
     cdef unsigned int units(self, object cost) except? 0xffffffff:
         """cost as a number of units: 0 .. limit."""
         cdef uint32_t limit = nl_load32(&(<nl_table *>self.table).head.limit)
-        if isinstance(cost, bool):
-            raise TypeError(f"cost must be an int, got {cost!r} (bool)")
-        try:
-            whole = index(cost)
-        except TypeError:
-            raise TypeError(f"cost must be an int, got {cost!r:.100} ({type(cost).__name__})") from None
-        if whole < 0:
-            raise ValueError(f"cost must be >= 0, got {short(whole)}")
+        whole = whole_cost(cost)
         if whole > limit:
-            raise ValueError(f"cost must be <= the limit of {limit}, got {short(whole)}: it could never pass")
+            raise above_limit(whole, limit)
         return whole
 
     cdef unsigned long long now(self, double *seconds) except? 0xffffffffffffffff:
@@ -765,7 +939,7 @@ cdef class Limiter:
         seconds[0] = value
         return ns_of_seconds(value)
 
-    cdef int tell(self, int outcome, object count, object key) except -1:
+    cdef int tell(self, int outcome, object count, object key, bint enforced=True) except -1:
         """Runs the handlers, after the decision, holding nothing."""
         emit = event_emit
         if emit is None:
@@ -778,7 +952,7 @@ cdef class Limiter:
             if event_mask & EVENT_ALLOWED:
                 emit("allowed", count, self.name, key)
         elif event_mask & EVENT_DENIED:
-            emit("denied", count, self.name, key)
+            emit("denied", count, self.name, key, enforced)
         return 0
 
     # -- batches
@@ -788,6 +962,8 @@ cdef class Limiter:
 
         All keys are looked at first: a bad one raises, and nothing is counted. The GIL is released while the checks run.
         """
+        if self.is_governed():
+            return self.governed().allow_many(keys, cost)
         cdef uint32_t units = self.units(cost)
         self.be_ready()
         if PyObject_CheckBuffer(keys) and not isinstance(keys, (bytes, bytearray)):
@@ -806,6 +982,7 @@ cdef class Limiter:
         try:
             now_ns = self.now(&seconds)
             self.be_ready()
+            t = table_of(self)
             if units:
                 with nogil:
                     check_all(t, self.stall_allows, fps, NULL, 0, 0, n, now_ns, units, outcomes)
@@ -833,6 +1010,7 @@ cdef class Limiter:
             result = bytearray(n)
             now_ns = self.now(&seconds)
             self.be_ready()
+            t = table_of(self)
             outcomes = result
             if units == 0:
                 for i in range(n):
@@ -863,18 +1041,27 @@ cdef class Limiter:
         fingerprint(t, key, &fp)
         now_ns = self.now(&seconds)
         self.be_ready()
+        t = table_of(self)
         cdef nl_outcome outcome = nl_reset(t, fp, now_ns, NL_QUICKLY)
-        if outcome == NL_WOULD_WAIT:
+        while outcome & (NL_WOULD_WAIT | NL_MOVED):
+            if outcome & NL_MOVED:
+                t = nl_table_after(t)
             with nogil:
                 outcome = nl_reset(t, fp, now_ns, NL_WAITING)
             self.refuse_if_stalled(outcome == NL_WOULD_WAIT)
+        if self.is_governed():
+            self.governed().unblock(key)
         return outcome == NL_ALLOWED
 
     def count(self, key, cost):
         """As check(); and, if it was counted, a token for give_back(), else None."""
+        if self.is_governed():
+            return self.governed().count(key, cost)
         decision = self.check(key, cost)
         cdef Decision d = decision
-        return d, (token_of(table_of(self), &d.view),) if d.allowed and not d.untracked and index(cost) else None
+        if not d.allowed or d.untracked or not index(cost):
+            return d, None
+        return d, token_of(table_of(self), &d.view)
 
     def give_back(self, key, units, token=None):
         """Gives back up to so many units of a token, or (None) of those counted last. How many still counted."""
@@ -882,13 +1069,22 @@ cdef class Limiter:
         cdef nl_fingerprint fp
         cdef double seconds
         cdef uint64_t now_ns, tick = NL_NEWEST if token is None else token[0]
-        cdef uint32_t wanted = self.units(units), given = 0
+        cdef uint32_t wanted, given = 0
+        if not self.is_governed():
+            wanted = self.units(units)
+        else:  # it may have a limit of its own
+            wanted = min(whole_cost(units), nl_rule_most(&t.rule))
         self.be_ready()
         fingerprint(t, key, &fp)
         now_ns = self.now(&seconds)
         self.be_ready()
+        t = table_of(self)
+        if token is not None and token[1] != t.rule.tick_ns:  # it is of a table that had another window
+            tick = -(-tick * token[1] // t.rule.tick_ns)
         cdef nl_outcome outcome = nl_refund(t, fp, now_ns, tick, wanted, NL_QUICKLY, &given)
-        if outcome == NL_WOULD_WAIT:
+        while outcome & (NL_WOULD_WAIT | NL_MOVED):
+            if outcome & NL_MOVED:
+                t = nl_table_after(t)
             with nogil:
                 outcome = nl_refund(t, fp, now_ns, tick, wanted, NL_WAITING, &given)
             self.refuse_if_stalled(outcome == NL_WOULD_WAIT)
@@ -899,9 +1095,13 @@ cdef class Limiter:
         cdef nl_table *t = <nl_table *>self.table
         cdef c_bool stalled = 0
         self.be_ready()
-        with nogil:
-            nl_walk_evict(t, 0, True, &stalled)
+        with self.updating:
+            t = table_of(self)
+            with nogil:
+                nl_walk_evict(t, 0, True, &stalled)
         self.refuse_if_stalled(stalled)
+        if self.is_governed():
+            self.governed().forgive_all()
 
     def evict(self):
         """Drops idle keys and hands their memory back. The number of keys dropped. Walks in small steps, without the GIL."""
@@ -912,14 +1112,27 @@ cdef class Limiter:
         self.be_ready()
         now_ns = self.now(&seconds)
         self.be_ready()
-        with nogil:
-            dropped = nl_walk_evict(t, now_ns, False, &stalled)
-            nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_EVICTED, dropped)
+        with self.updating:
+            t = table_of(self)
+            with nogil:
+                dropped = nl_walk_evict(t, now_ns, False, &stalled)
+                nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_EVICTED, dropped)
+        if self.policy is not None and self.policy.records is not None:
+            (<Limiter>self.policy.records).drop_idle(now_ns)
         emit = event_emit
         if dropped and event_mask & EVENT_EVICTED and emit is not None:
             emit("evicted", dropped, self.name, None)
         self.refuse_if_stalled(stalled)
         return dropped
+
+    def drop_idle(self, now_ns):
+        """Drops keys that are idle at that time, and tells nobody."""
+        cdef nl_table *t = table_of(self)
+        cdef uint64_t at_ns = now_ns
+        cdef c_bool stalled = 0
+        with nogil:
+            nl_walk_evict(t, at_ns, False, &stalled)
+        self.refuse_if_stalled(stalled)
 
     cdef int refuse_if_stalled(self, bint stalled) except -1:
         """For verbs whose answer on_stall can't give."""
@@ -936,28 +1149,41 @@ cdef class Limiter:
         cdef nl_table *t = <nl_table *>self.table
         self.be_ready()
         stats = Stats(
-            nl_table_count(t, NL_COUNT_ALLOWED), nl_table_count(t, NL_COUNT_DENIED), nl_table_keys(t),
-            nl_table_count(t, NL_COUNT_EVICTED), nl_table_count(t, NL_COUNT_OVERFLOWED), nl_table_bytes(t), t.slab.most,
+            self.counted(NL_COUNT_ALLOWED), self.counted(NL_COUNT_DENIED), nl_table_keys(t), self.counted(NL_COUNT_EVICTED),
+            self.counted(NL_COUNT_OVERFLOWED), nl_table_bytes(t), t.slab.most,
         )
-        stats.stalled = nl_table_count(t, NL_COUNT_STALLED)
+        stats.would_deny = self.counted(NL_COUNT_WOULD_DENY)
+        stats.stalled = self.counted(NL_COUNT_STALLED)
         stats.log_bytes = nl_table_log_bytes(t)
         stats.log_capacity_bytes = t.chunks.chunks.bytes
         return stats
 
+    cdef object counted(self, uint32_t what):
+        """A counter; with those of the tables that this one took the place of."""
+        cdef nl_table *t = table_of(self)
+        sum = 0
+        while t != NULL:
+            sum += nl_table_count(t, what)
+            t = t.former
+        return sum
+
     def __len__(self):
-        cdef nl_table *t = <nl_table *>self.table
+        cdef nl_table *t
         cdef double seconds
         cdef uint64_t now_ns, live
         self.be_ready()
         now_ns = self.now(&seconds)
-        with nogil:
-            live = nl_walk_count(t, now_ns)
+        with self.updating:
+            t = table_of(self)
+            with nogil:
+                live = nl_walk_count(t, now_ns)
         return live
 
     def __contains__(self, key):
         cdef nl_view view
         cdef double seconds
-        self.decide(key, 0, &view, False, &seconds)
+        cdef nl_table *t = NULL
+        self.decide(key, 0, &view, False, &seconds, <void **>&t)
         return view.used != 0
 
     def close(self):
@@ -965,14 +1191,15 @@ cdef class Limiter:
         cdef nl_table *t = <nl_table *>self.table
         if flags_of(t) & NL_FLAG_CLOSED:
             return
-        set_flag(t, NL_FLAG_CLOSED, True)
+        with registry_lock:
+            t = table_of(self)
+            nl_flags_set(t, NL_FLAG_CLOSED, True)
+        if self.policy is not None and self.policy.records is not None:
+            self.policy.records.close()
         if t.us.members != NULL:
             return  # the file stays; this process signs off when nobody can be inside any more
         with nogil:  # the pages go, the address space stays until nobody can be inside any more
-            nl_drop(t.slab.slots.base, t.slab.slots.committed)
-            nl_drop(t.bucket_region.base, t.bucket_region.committed)
-            if t.chunks.chunks.committed:
-                nl_drop(t.chunks.chunks.base, t.chunks.chunks.committed)
+            nl_table_drop(t)
 
     @property
     def closed(self) -> bool:
@@ -1004,12 +1231,14 @@ cdef class Limiter:
         return orphans
 
 
-cdef uint64_t token_of(nl_table *t, const nl_view *view):
-    """By what the units of a request that was just counted are known (core/refund.h): their stamp; with a meter, the time."""
-    if t.rule.algorithm == 0:
-        return view.newest_tick
-    now = nl_rule_now(&t.rule, view.now_ns)
-    return now.tick if t.rule.algorithm == NL_GCRA else nl_now_rounded_up(now, t.rule.tick_ns)
+cdef tuple token_of(nl_table *t, const nl_view *view):
+    """By what the units of a request that was just counted are known (core/refund.h): their stamp, with a meter the time; and the
+    length of its ticks in nanoseconds."""
+    cdef uint64_t tick = view.newest_tick
+    if t.rule.algorithm:
+        now = nl_rule_now(&t.rule, view.now_ns)
+        tick = now.tick if t.rule.algorithm == NL_GCRA else nl_now_rounded_up(now, t.rule.tick_ns)
+    return tick, t.rule.tick_ns
 
 
 cdef frozenset UNSIGNED = frozenset("QLN")
@@ -1070,19 +1299,38 @@ cdef nl_fingerprint *fingerprints_of(nl_table *t, tuple keys) except NULL:
     return fps
 
 
+cdef object whole_cost(object cost):
+    if isinstance(cost, bool):
+        raise TypeError(f"cost must be an int, got {cost!r} (bool)")
+    try:
+        whole = index(cost)
+    except TypeError:
+        raise TypeError(f"cost must be an int, got {cost!r:.100} ({type(cost).__name__})") from None
+    if whole < 0:
+        raise ValueError(f"cost must be >= 0, got {short(whole)}")
+    return whole
+
+
+cdef object above_limit(object whole, uint32_t limit):
+    return ValueError(f"cost must be <= the limit of {limit}, got {short(whole)}: it could never pass")
+
+
 cdef str short(object number):
     text = str(number) if number.bit_length() < 200 else f"an int of {number.bit_length()} bits"
     return text
 
 
 cdef int settle(Limiter limiter, nl_fingerprint fp, int outcome, object key, uint32_t units, uint64_t now_ns,
-                nl_view *view) except -1:
-    """What is left to do after a check: wait where it would have waited, count, tell."""
-    cdef nl_table *t = <nl_table *>limiter.table
+                nl_view *view, nl_table **where) except -1:
+    """What is left to do after a check: wait where it would have waited, ask the table's successor, count, tell. *where: the
+    table that was asked; then the one that decided."""
+    cdef nl_table *t = where[0]
     cdef int displaced
     cdef bint stalled = False
-    if outcome & NL_WOULD_WAIT:
+    while outcome & (NL_WOULD_WAIT | NL_MOVED) and not stalled:
         displaced = outcome & NL_DISPLACED  # it may have made room already
+        if outcome & NL_MOVED:
+            where[0] = t = nl_table_after(t)
         with nogil:
             outcome = nl_check_any(t, fp, now_ns, units, NL_WAITING, view)
         outcome |= displaced
@@ -1110,6 +1358,7 @@ cdef extern from *:
     static NL_NOINLINE PyObject *nl_short_allow(PyObject *, nl_table *, PyObject *);
     static NL_NOINLINE PyObject *nl_short_check(PyObject *, nl_table *, PyObject *);
     NL_ALWAYS_INLINE PyObject *nl_meter_allow_as(uint32_t, PyObject *, nl_table *, PyObject *);
+    static NL_NOINLINE PyObject *nl_policy_allow(PyObject *, nl_table *, PyObject *);
     """
 
 ctypedef PyObject *(*fastcall)(PyObject *, PyObject **, Py_ssize_t, PyObject *) noexcept  # NULL: an error is set
@@ -1132,7 +1381,7 @@ cdef PyObject *short_allow "nl_short_allow" (PyObject *self, nl_table *t, PyObje
         NL_TALLY(t, NL_COUNT_DENIED, 1)
         return new_bool(False)
     if outcome != NL_ALLOWED:
-        return new_bool(settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, NULL) & NL_ALLOWED)
+        return new_bool(settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, NULL, &t) & NL_ALLOWED)
     NL_TALLY(t, NL_COUNT_ALLOWED, 1)
     return new_bool(True)
 
@@ -1151,7 +1400,7 @@ cdef PyObject *short_check "nl_short_check" (PyObject *self, nl_table *t, PyObje
     if outcome <= NL_ALLOWED:
         NL_TALLY(t, NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
     else:
-        outcome = settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, &view)
+        outcome = settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, &view, &t)
     return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
 
 
@@ -1171,7 +1420,7 @@ cdef inline PyObject *meter_allow "nl_meter_allow_as" (uint32_t algorithm, PyObj
         NL_TALLY(t, NL_COUNT_DENIED, 1)
         return new_bool(False)
     if outcome != NL_ALLOWED:
-        return new_bool(settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, NULL) & NL_ALLOWED)
+        return new_bool(settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, NULL, &t) & NL_ALLOWED)
     NL_TALLY(t, NL_COUNT_ALLOWED, 1)
     return new_bool(True)
 
@@ -1205,7 +1454,7 @@ cdef PyObject *meter_check(PyObject *self, nl_table *t, PyObject *key) except NU
     if outcome <= NL_ALLOWED:
         NL_TALLY(t, NL_COUNT_ALLOWED if outcome else NL_COUNT_DENIED, 1)
     else:
-        outcome = settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, &view)
+        outcome = settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, &view, &t)
     return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
 
 
@@ -1216,6 +1465,8 @@ cdef PyObject *front_allow(PyObject *self, PyObject **args, Py_ssize_t n, PyObje
             return (<short_way><void *>short_allow)(self, t, args[0])
         if flags_of(t) == NL_FLAG_ALGORITHM:
             return meter_allows[t.rule.algorithm](self, t, args[0])
+        if flags_of(t) & ~NL_FLAG_ALGORITHM == NL_FLAG_POLICY:
+            return (<short_way><void *>policy_allow)(self, t, args[0])
     return long_allow(self, args, n, names)
 
 
@@ -1283,13 +1534,16 @@ cdef int allow_fingerprint(Limiter limiter, nl_fingerprint fp, long long cost, c
     cdef nl_outcome outcome
     if flags & NL_FLAG_CLOSED:
         return -2
-    if flags & NL_FLAG_CLOCK or (flags & NL_FLAG_CHILD and nl_shared_register(t) != 0):
+    if flags & (NL_FLAG_CLOCK | NL_FLAG_POLICY) or (flags & NL_FLAG_CHILD and nl_shared_register(t) != 0):
         return -3
     if cost < 0 or cost > nl_load32(&t.head.limit):
         return -1
     if cost == 0:
         return 1
     outcome = nl_check_any(t, fp, nl_clock_ns(t.clock), <uint32_t>cost, NL_WAITING, NULL)
+    while outcome & NL_MOVED:
+        t = nl_table_after(t)
+        outcome = nl_check_any(t, fp, nl_clock_ns(t.clock), <uint32_t>cost, NL_WAITING, NULL) | (outcome & NL_DISPLACED)
     if outcome & NL_WOULD_WAIT:
         nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_STALLED, 1)
         outcome = (outcome & NL_DISPLACED) | (NL_ALLOWED if limiter.stall_allows else NL_DENIED)
@@ -1359,14 +1613,15 @@ def table_bytes(*, limit, window_ns, max_keys, typical, str algorithm not None="
     return nl_shared_bytes(&config)
 
 
-def same_layout(limit, other_limit, window_ns, str algorithm not None="sliding-log"):
-    """May a table that was laid out for one limit be given the other?"""
-    return bool(nl_shared_same_layout(limit, other_limit, window_ns, ALGORITHMS.index(algorithm)))
+def has_room(layout_limit, limit, window_ns, str algorithm not None="sliding-log"):
+    """Has a table that was laid out for one limit room for the other?"""
+    return bool(nl_shared_holds(layout_limit, limit, window_ns, ALGORITHMS.index(algorithm)))
 
 
-def format_table(int fd, *, limit, window_ns, max_keys, typical, own_clock, bytes boot_id not None, pid_namespace,
+def format_table(int fd, *, limit, in_force, window_ns, max_keys, typical, own_clock, bytes boot_id not None, pid_namespace,
                  time_namespace, number=0, quotas=1, str algorithm not None="sliding-log"):
-    """Makes a table of a file that has exactly its size, and zeros in it. The header is READY last."""
+    """Makes a table of a file that has exactly its size, and zeros in it: with room for one limit, and with another, or the same,
+    in force. Nobody has the file yet but the caller."""
     cdef nl_config config = config_of(limit, window_ns, max_keys, typical, algorithm)
     cdef nl_origin origin
     cdef bytes secret = os.urandom(16)
@@ -1388,6 +1643,8 @@ def format_table(int fd, *, limit, window_ns, max_keys, typical, own_clock, byte
 
     with mmap(fd, size) as mapping:
         format_into(mapping, &config, &origin)
+        offset = head_offset(&config) + HEAD_LIMIT
+        mapping[offset : offset + 4] = int(in_force).to_bytes(4, sys.byteorder)
 
 
 cdef int format_into(object mapping, const nl_config *config, const nl_origin *origin) except -1:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal
 from nanolimit.limiter import RateLimiter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from datetime import timedelta
 
     from nanolimit.algorithm import Algorithm
+    from nanolimit.backoff import Backoff
     from nanolimit.limiter import Key
     from nanolimit.quota import Quota
 
@@ -55,6 +56,9 @@ def configure(
     max_keys: int | None = None,
     on_full: Literal["allow", "deny", "evict"] = "allow",
     algorithm: Algorithm = "sliding-log",
+    backoff: Backoff | None = None,
+    exempt: Iterable[Key] = (),
+    enforce: bool = True,
     clock: Callable[[], float] | None = None,
     shared: str | os.PathLike[str] | Literal[True] | None = None,
     on_mismatch: Literal["error", "adopt", "replace"] = "error",
@@ -63,6 +67,7 @@ def configure(
     stall_timeout: float | timedelta = 0.05,
     on_stall: Literal["allow", "deny", "wait"] = "allow",
     typical: int | None = None,
+    max_limit: int | None = None,
 ) -> RateLimiter:
     """Make the default limiter anew, and return it.
 
@@ -79,6 +84,9 @@ def configure(
         max_keys=max_keys,
         on_full=on_full,
         algorithm=algorithm,
+        backoff=backoff,
+        exempt=exempt,
+        enforce=enforce,
         clock=clock,
         shared=shared,
         on_mismatch=on_mismatch,
@@ -87,6 +95,7 @@ def configure(
         stall_timeout=stall_timeout,
         on_stall=on_stall,
         typical=typical,
+        max_limit=max_limit,
     )
     # The one before is not closed: another thread may be inside its allow() and would get an
     # error. It goes when the last one lets go of it.

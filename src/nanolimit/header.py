@@ -43,12 +43,18 @@ class Config(NamedTuple):
     algorithm: str
     number: int = 0
     quotas: int = 1
+    max_limit: int = 0  # the largest limit that there is room for, if above the one in force
+
+    @property
+    def layout_limit(self) -> int:
+        """The limit that it is laid out for."""
+        return max(self.quota.limit, self.max_limit)
 
     @property
     def file_bytes(self) -> int:
         """The size of its file. ValueError: no table can be so large."""
         return _core.table_bytes(
-            limit=self.quota.limit,
+            limit=self.layout_limit,
             window_ns=self.quota.window_ns,
             max_keys=self.max_keys,
             typical=self.typical,
@@ -127,8 +133,8 @@ def checked_config(place: Place, header: Mapping[str, Any], status: os.stat_resu
     if header["intact"] is not True:
         fault(place, "digest", "another", "that of its other fields")
     # The limit may have changed since it was laid out; the layout has not.
-    if not _core.same_layout(layout_limit, limit, window_ns, algorithm):
-        fault(place, "limit", limit, f"one with the layout of {layout_limit}")
+    if not _core.has_room(layout_limit, limit, window_ns, algorithm):
+        fault(place, "limit", limit, f"one for which a layout for {layout_limit} has room")
     laid_out = Config(
         Quota._of(layout_limit, window_ns),
         max_keys,
@@ -146,7 +152,7 @@ def checked_config(place: Place, header: Mapping[str, Any], status: os.stat_resu
         fault(place, "file_bytes", header["file_bytes"], file_bytes)
     if header["state"] not in (READY, REPLACED):
         fault(place, "state", header["state"], f"{READY} (ready)")
-    return laid_out._replace(quota=Quota._of(limit, window_ns))
+    return laid_out._replace(quota=Quota._of(limit, window_ns), max_limit=layout_limit)
 
 
 def check_time_namespace(place: Place, header: Mapping[str, Any]) -> None:

@@ -11,15 +11,18 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Iterable
 from functools import partial
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from nanolimit import _core
 from nanolimit.algorithm import DEFAULT, checked_algorithm, require_limit
+from nanolimit.backoff import Backoff
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
 from nanolimit.errors import LimiterClosedError
-from nanolimit.quota import Quota, check_number, whole_number
+from nanolimit.policy import Policies, maker
+from nanolimit.quota import Quota, checked_quotas, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
     from nanolimit.decorator import Limited, LimitedOr
     from nanolimit.line import Waits
     from nanolimit.reservation import Attempt, Reservation
-    from nanolimit.table import Access, Wanted
+    from nanolimit.table import Access, Attached, Wanted
     from nanolimit.waiting import Slot
 
     IPObject = IPv4Address | IPv4Interface | IPv4Network | IPv6Address | IPv6Interface | IPv6Network
@@ -67,6 +70,7 @@ _SHARED_DEFAULTS = {
     "stall_timeout": 0.05,
     "on_stall": "allow",
     "typical": None,
+    "max_limit": None,
 }
 _ON_MISMATCH = ("error", "adopt", "replace")
 _ON_STALL = ("allow", "deny", "wait")
@@ -110,13 +114,18 @@ class Verbs:
 
     _engine: _core.Limiter | _core.Bundle
 
-    def allow(self, key: Key, cost: int = 1) -> bool:
+    def allow(
+        self, key: Key, cost: int = 1, *, quota: Quota | tuple[Quota, ...] | None = None
+    ) -> bool:
         """Say whether the request fits into the key's window, and count it if it does.
 
         Args:
             key: Who asks.
             cost: Units that the request takes, 0 to the limit, all or nothing. 0 always fits and
                 counts nothing.
+            quota: The limit that holds for this request, in the place of the limiter's own or the
+                key's: a `Quota` that was made before, with the window of one of the limiter's; or
+                a tuple of them.
 
         Returns:
             True if it was allowed and counted; False if it was denied, which leaves no trace in
@@ -125,13 +134,16 @@ class Verbs:
         Raises:
             TypeError: The key is of a type that is no key, or `cost` is no int.
             ValueError: `cost` is below 0 or above the limit, so that it could never fit; or a
-                clock of one's own gave a time out of range.
+                clock of one's own gave a time out of range; or none of the limiter's quotas has
+                the window of `quota`.
 
         A bounded amount of work, whatever the number of keys: well under a microsecond.
         """
-        return self._engine.allow(key, cost)
+        return self._engine.allow(key, cost, quota=quota)
 
-    def check(self, key: Key, cost: int = 1) -> Decision:
+    def check(
+        self, key: Key, cost: int = 1, *, quota: Quota | tuple[Quota, ...] | None = None
+    ) -> Decision:
         """Do what `allow` does, and tell more: what remains, and when to come again.
 
         Returns:
@@ -141,9 +153,11 @@ class Verbs:
             TypeError: As `allow`.
             ValueError: As `allow`.
         """
-        return self._engine.check(key, cost)
+        return self._engine.check(key, cost, quota=quota)
 
-    def peek(self, key: Key, cost: int = 1) -> Decision:
+    def peek(
+        self, key: Key, cost: int = 1, *, quota: Quota | tuple[Quota, ...] | None = None
+    ) -> Decision:
         """Say what `check` would say now, and count nothing.
 
         Returns:
@@ -153,7 +167,7 @@ class Verbs:
             TypeError: As `allow`.
             ValueError: As `allow`.
         """
-        return self._engine.peek(key, cost)
+        return self._engine.peek(key, cost, quota=quota)
 
     @overload
     def allow_many(self, keys: Buffer, cost: int = 1) -> memoryview: ...
@@ -257,15 +271,18 @@ _VERBS = (
 def _slot_text(verb: str) -> str:
     """Return what `help` shows for a verb's slot: its signature, which a slot has not, and text."""
     method = vars(Verbs)[verb]
-    names = method.__code__.co_varnames[1 : method.__code__.co_argcount]
+    code = method.__code__
+    names = code.co_varnames[1 : code.co_argcount]
     arguments = ", ".join("cost=1" if name == "cost" else name for name in names)
+    if code.co_kwonlyargcount:
+        arguments += ", *, quota=None"
     head = f"{verb}({arguments}) -> {method.__annotations__['return']}"
     # Python 3.13 takes the indentation off by itself; with -OO there is no text.
     first, _, rest = (method.__doc__ or "").partition("\n")
     return f"{head}\n\n{first}\n{dedent(rest)}"
 
 
-class RateLimiter(Verbs):
+class RateLimiter(Verbs, Policies):
     """An exact sliding-window limit for each of very many keys.
 
     In any window of length `per`, at most `limit` units of a key are allowed, and a request is
@@ -301,6 +318,10 @@ class RateLimiter(Verbs):
             units that fills evenly, all of it within `per`. ``"fixed-window"``: a window begins
             with a key's first request and ends after exactly `per`. ``"sliding-counter"``: such
             windows follow one another, and what was counted in the one before fades away.
+        backoff: The penalty of a key for denials in a row: a `Backoff`.
+        exempt: Keys that have no limit, from the start; `set_exempt` does it later.
+        enforce: False only watches: every request is allowed, and those that would have been
+            denied are counted (``stats().would_deny``) and told of (`Decision.would_deny`).
         clock: Any callable that returns float seconds, such as a `ManualClock`. The system's
             monotonic clock when left out, which is fastest. All who share a table give one or
             none of them does, and theirs must show the same time.
@@ -323,6 +344,9 @@ class RateLimiter(Verbs):
         stall_timeout: Seconds, above 0, that a request waits for a process that was stopped in the
             middle of one (SIGSTOP, a debugger). Nobody waits for one that was killed.
         on_stall: What happens then: ``"allow"`` or ``"deny"``, uncounted; or ``"wait"`` on.
+        max_limit: The largest limit that there is to be room for: what `update`, `set_quota` and
+            the `quota` of a call may ask for. That of `quota` when left out. (A private limiter
+            makes room when it is needed.)
         typical: How many requests of its window a live key holds on average: that much memory is
             taken for long logs. The limit, but at most 32, when left out.
 
@@ -365,6 +389,9 @@ class RateLimiter(Verbs):
         max_keys: int | None = None,
         on_full: Literal["allow", "deny", "evict"] = "allow",
         algorithm: Algorithm = "sliding-log",
+        backoff: Backoff | None = None,
+        exempt: Iterable[Key] = (),
+        enforce: bool = True,
         clock: Callable[[], float] | None = None,
         shared: str | os.PathLike[str] | Literal[True] | None = None,
         on_mismatch: Literal["error", "adopt", "replace"] = "error",
@@ -373,8 +400,9 @@ class RateLimiter(Verbs):
         stall_timeout: float | timedelta = 0.05,
         on_stall: Literal["allow", "deny", "wait"] = "allow",
         typical: int | None = None,
+        max_limit: int | None = None,
     ) -> None:
-        quotas = _checked_quotas(quota, per)
+        quotas = checked_quotas(quota, per)
         algorithm = checked_algorithm(algorithm)
         for each in quotas:
             require_limit(each, algorithm)
@@ -390,7 +418,13 @@ class RateLimiter(Verbs):
             "stall_timeout": stall_timeout,
             "on_stall": on_stall,
             "typical": typical,
+            "max_limit": max_limit,
         }
+        exempt = _checked_exempt(exempt)
+        if not isinstance(enforce, bool):
+            raise TypeError(f"enforce must be a bool, not {type(enforce).__name__}")
+        if backoff is not None and not isinstance(backoff, Backoff):
+            raise TypeError(f"backoff must be a Backoff, not {type(backoff).__name__}")
         if shared is None:
             _refuse_without_shared(given)
             self._shared = None
@@ -408,6 +442,7 @@ class RateLimiter(Verbs):
                         on_full=on_full,
                         clock=clock,
                         algorithm=algorithm,
+                        make_quota=maker(each),
                         kin=engines[0] if engines else None,
                     )
                 )
@@ -417,6 +452,19 @@ class RateLimiter(Verbs):
             )
         engine = engines[0] if len(engines) == 1 else _core.Bundle(engines)
         self._engine = engine
+        if backoff is not None:
+            engine.governing().govern(
+                after=backoff.after,
+                base=nanoseconds("base", backoff.base) / NS_PER_SECOND,
+                factor=float(backoff.factor),
+                maximum=nanoseconds("maximum", backoff.maximum) / NS_PER_SECOND,
+                forgive_ms=backoff.forgive_ms,
+                prolong=backoff.prolong,
+            )
+        if not enforce:
+            engine.governing().govern(enforces=False)
+        for key in exempt:
+            engine.governing().exempt(key, True)
         # Through the slots themselves, not setattr: a subclass that overrides a verb keeps its
         # own, and reaches this one with super().
         # Where Python is free-threaded, threads that share the limiter need not pass its reference
@@ -447,6 +495,7 @@ class RateLimiter(Verbs):
         stall_timeout: Any,
         on_stall: Any,
         typical: Any,
+        max_limit: Any,
     ) -> list[_core.Limiter]:
         """Attach to the shared tables, one for each quota, made now if they are not there."""
         # Here, because few limiters need it.
@@ -474,6 +523,7 @@ class RateLimiter(Verbs):
                 algorithm=algorithm,
                 number=number,
                 quotas=len(quotas),
+                max_limit=_checked_max_limit(max_limit, quota, algorithm),
             )
             for number, quota in enumerate(quotas)
         ]
@@ -484,59 +534,33 @@ class RateLimiter(Verbs):
             place = shared
             if shared is not True and each.number:
                 place = more_of(shared, each.number)
-            engines.append(
-                self._shared_engine(place, each, access, name, on_full, clock, stall_ns, on_stall)
-            )
+            engine, table = _attached(place, each, access, name, on_full, clock, stall_ns, on_stall)
+            engines.append(engine)
+            if not each.number:
+                self._shared = table.path or True
+                self._max_keys = table.max_keys
+
+        records = tables.Wanted(
+            tables.RECORDS_QUOTA,
+            self._max_keys,
+            None,
+            own_clock=clock is not None,
+            algorithm="gcra",
+            number=tables.RECORDS_NUMBER,
+            sparse=True,
+        )
+
+        def open_records() -> _core.Limiter:
+            place = shared if shared is True else more_of(shared, tables.RECORDS)
+            adopting = access._replace(on_mismatch="adopt")
+            return _attached(place, records, adopting, name, "deny", None, stall_ns, on_stall)[0]
+
+        if shared is True:  # children have to find it: now, in case that it is needed
+            made = open_records()
+            engines[0].open_records = lambda: made
+        else:
+            engines[0].open_records = open_records
         return engines
-
-    def _shared_engine(
-        self,
-        shared: str | os.PathLike[str] | Literal[True],
-        wanted: Wanted,
-        access: Access,
-        name: str,
-        on_full: str,
-        clock: Callable[[], float] | None,
-        stall_ns: int,
-        on_stall: str,
-    ) -> _core.Limiter:
-        """Attach to one table."""
-        from nanolimit import table as tables
-
-        quota = wanted.quota
-        while True:
-            with tables.attach(shared, wanted, access) as table:
-
-                def make_quota(limit: int, own: Quota = table.quota) -> Quota:
-                    if (limit, own.window_ns) == (quota.limit, quota.window_ns):
-                        return quota
-                    return Quota._of(limit, own.window_ns)
-
-                engine = _core.Limiter(
-                    table.quota,
-                    limit=table.quota.limit,
-                    window_ns=table.quota.window_ns,
-                    name=name,
-                    max_keys=table.max_keys,
-                    on_full=on_full,
-                    clock=clock,
-                    table=table.fd,
-                    path=table.path,
-                    stall_ns=stall_ns,
-                    on_stall=on_stall,
-                    algorithm=wanted.algorithm,
-                    make_quota=make_quota,
-                )
-                if table.is_replaced():
-                    # Others put a new table in its place before this one was mapped.
-                    engine.close()
-                    continue
-                if table.new_limit is not None:
-                    engine.set_limit(table.new_limit)
-                if not wanted.number:
-                    self._shared = table.path or True
-                    self._max_keys = table.max_keys
-                return engine
 
     def refund(self, key: Key, cost: int = 1) -> int:
         """Give back units that were counted last, such as those of a request that failed.
@@ -839,6 +863,47 @@ def _import_tasks() -> Any:
     return tasks
 
 
+def _attached(
+    shared: str | os.PathLike[str] | Literal[True],
+    wanted: Wanted,
+    access: Access,
+    name: str,
+    on_full: str,
+    clock: Callable[[], float] | None,
+    stall_ns: int,
+    on_stall: str,
+) -> tuple[_core.Limiter, Attached]:
+    """Attach to one table, made now if it is not there. The limiter, and what its file says."""
+    from nanolimit import table as tables
+
+    quota = wanted.quota
+    while True:
+        with tables.attach(shared, wanted, access) as table:
+            same = table.quota.window_ns == quota.window_ns
+            engine = _core.Limiter(
+                table.quota,
+                limit=table.quota.limit,
+                window_ns=table.quota.window_ns,
+                name=name,
+                max_keys=table.max_keys,
+                on_full=on_full,
+                clock=clock,
+                table=table.fd,
+                path=table.path,
+                stall_ns=stall_ns,
+                on_stall=on_stall,
+                algorithm=wanted.algorithm,
+                make_quota=maker(quota if same else table.quota),
+            )
+            if table.is_replaced():
+                # Others put a new table in its place before this one was mapped.
+                engine.close()
+                continue
+            if table.new_limit is not None:
+                engine.set_limit(table.new_limit)
+            return engine, table
+
+
 _SLOTS = tuple((verb, vars(RateLimiter)[verb]) for verb in _VERBS)
 _CLOSE = vars(RateLimiter)["close"]
 
@@ -860,6 +925,7 @@ class _Closed:
         raise LimiterClosedError(f"limiter {self.name!r} is closed")
 
     allow = check = peek = allow_many = reset = clear = evict = stats = give_back = _refuse
+    count = governing = _refuse
     __len__ = __contains__ = _verify = _fingerprint = _refuse
 
     def close(self) -> None:
@@ -878,41 +944,6 @@ def _leave(limiter: weakref.ref[RateLimiter], close: Callable[[], None]) -> None
         left._engine = closed = _Closed(left._engine)  # type: ignore[assignment]
         for verb, slot in _SLOTS:
             slot.__set__(left, getattr(closed, verb))
-
-
-def _checked_quotas(quota: object, per: float | timedelta | None) -> tuple[Quota, ...]:
-    if isinstance(quota, (Quota, str)):
-        if per is not None:
-            raise TypeError(
-                f"per goes with a limit given as an int; {shown(quota)} says its window itself"
-            )
-        return (quota,) if isinstance(quota, Quota) else Quota.parse_all(quota)
-    if isinstance(quota, (list, tuple)):
-        if per is not None:
-            raise TypeError("per goes with a limit given as an int; quotas say their windows")
-        return _checked_several(quota)
-    if isinstance(quota, bool) or not hasattr(type(quota), "__index__"):
-        raise TypeError(
-            f"the limit must be an int, a str such as '5/minute', a Quota or a list of these, "
-            f"not {type(quota).__name__}"
-        )
-    return (Quota(whole_number("limit", quota), 60.0 if per is None else per),)
-
-
-def _checked_several(quotas: Sequence[object]) -> tuple[Quota, ...]:
-    for quota in quotas:
-        if not isinstance(quota, (Quota, str)):
-            raise TypeError(
-                f"a list of quotas must hold Quotas or strs such as '5/minute', "
-                f"not {type(quota).__name__}"
-            )
-    checked = tuple(
-        quota if isinstance(quota, Quota) else Quota.parse(quota)
-        for quota in quotas
-        if isinstance(quota, (Quota, str))
-    )
-    check_number(len(checked), shown(quotas))
-    return checked
 
 
 def _checked_max_keys(max_keys: object) -> int:
@@ -940,6 +971,24 @@ def _refuse_without_shared(given: Mapping[str, object]) -> None:
     names = [name for name, value in given.items() if value != _SHARED_DEFAULTS[name]]
     need = "needs" if len(names) == 1 else "need"
     raise TypeError(f"{' and '.join(names)} {need} shared=: a private limiter has no such thing")
+
+
+def _checked_exempt(exempt: object) -> tuple[Any, ...]:
+    if isinstance(exempt, (str, bytes)) or not isinstance(exempt, Iterable):
+        raise TypeError(f"exempt must be a list of keys, not {type(exempt).__name__}")
+    return tuple(exempt)
+
+
+def _checked_max_limit(max_limit: object, quota: Quota, algorithm: Algorithm) -> int | None:
+    """Return what there is to be room for, as far as this quota is concerned."""
+    if max_limit is None:
+        return None
+    number = whole_number("max_limit", max_limit)
+    if number < 1:
+        raise ValueError(f"max_limit must be >= 1, got {shown(number)}")
+    largest = Quota(max(number, quota.limit), quota.per)
+    require_limit(largest, algorithm)
+    return largest.limit
 
 
 def _checked_mode(mode: object, group: object) -> int:

@@ -160,10 +160,13 @@ def place_of(shared: str | os.PathLike[str]) -> Place:
     return Place(directory, path.name, "path")
 
 
-def more_of(shared: str | os.PathLike[str], number: int) -> str | Path:
-    """Return the name or path of the table for a limiter's quota of that number, from 1 on."""
+def more_of(shared: str | os.PathLike[str], what: int | str) -> str | Path:
+    """Return the name or path of a limiter's table besides its first one.
+
+    That of its quota of the number `what`, from 1 on; or that of what else there is of its keys.
+    """
     text, is_path = spelled(shared)
-    text += f".{number + 1}"
+    text += f".{what if isinstance(what, str) else what + 1}"
     return Path(text) if is_path else text
 
 

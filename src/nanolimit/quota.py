@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from nanolimit.clock import NS_PER_SECOND, divided, nanoseconds, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import timedelta
 
     from typing_extensions import Self
@@ -216,6 +217,47 @@ class Quota:
     def __reduce__(self) -> tuple[object, tuple[int, int]]:
         # By window_ns: `per` as a float does not hold every nanosecond of a long window.
         return type(self)._of, (self.limit, self.window_ns)
+
+
+def checked_quotas(quota: object, per: float | timedelta | None) -> tuple[Quota, ...]:
+    """Return what was given as a limit, and perhaps a window, as quotas.
+
+    Raises:
+        TypeError: It is nothing of the kind.
+        ValueError: It is out of range, or is not understood; or there are none, or more than 8.
+    """
+    if isinstance(quota, (Quota, str)):
+        if per is not None:
+            raise TypeError(
+                f"per goes with a limit given as an int; {shown(quota)} says its window itself"
+            )
+        return (quota,) if isinstance(quota, Quota) else Quota.parse_all(quota)
+    if isinstance(quota, (list, tuple)):
+        if per is not None:
+            raise TypeError("per goes with a limit given as an int; quotas say their windows")
+        return _checked_several(quota)
+    if isinstance(quota, bool) or not hasattr(type(quota), "__index__"):
+        raise TypeError(
+            f"the limit must be an int, a str such as '5/minute', a Quota or a list of these, "
+            f"not {type(quota).__name__}"
+        )
+    return (Quota(whole_number("limit", quota), 60.0 if per is None else per),)
+
+
+def _checked_several(quotas: Sequence[object]) -> tuple[Quota, ...]:
+    for quota in quotas:
+        if not isinstance(quota, (Quota, str)):
+            raise TypeError(
+                f"a list of quotas must hold Quotas or strs such as '5/minute', "
+                f"not {type(quota).__name__}"
+            )
+    checked = tuple(
+        quota if isinstance(quota, Quota) else Quota.parse(quota)
+        for quota in quotas
+        if isinstance(quota, (Quota, str))
+    )
+    check_number(len(checked), shown(quotas))
+    return checked
 
 
 def _window_ns(text: str, window: str) -> int:

@@ -38,7 +38,15 @@ from nanolimit.place import (
     refuse,
 )
 from nanolimit.quota import MAX_QUOTAS, Quota
-from nanolimit.table import Wanted, checked_max_keys, checked_typical, finish, require_platform
+from nanolimit.table import (
+    RECORDS,
+    RECORDS_NUMBER,
+    Wanted,
+    checked_max_keys,
+    checked_typical,
+    finish,
+    require_platform,
+)
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -275,7 +283,12 @@ def remove(name: str | os.PathLike[str], force: bool = False) -> None:
     """
     require_platform()
     place = place_of(name)
-    for number in range(_remove(place, force) - 1, 0, -1):
+    others = range(_remove(place, force) - 1, 0, -1)
+    try:
+        _remove(place._replace(name=f"{place.name}.{RECORDS}"), force, RECORDS_NUMBER)
+    except FileNotFoundError:
+        pass
+    for number in others:
         # Of a limiter with several quotas, which has a table for each.
         try:
             _remove(place._replace(name=f"{place.name}.{number + 1}"), force, number)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from nanolimit import _core
 from nanolimit.algorithm import DEFAULT
-from nanolimit.clock import shown
+from nanolimit.clock import NS_PER_SECOND, shown
 from nanolimit.errors import SharedTableError
 from nanolimit.header import (
     MAGIC,
@@ -55,7 +55,7 @@ from nanolimit.place import (
     trusted_users,
     user,
 )
-from nanolimit.quota import Quota, whole_number
+from nanolimit.quota import MAX_QUOTAS, Quota, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +65,13 @@ if TYPE_CHECKING:
 OnMismatch = Literal["error", "adopt", "replace"]
 
 DEFAULT_MAX_KEYS = 100_000
+
+# What stands of a limiter's keys besides their logs has a table too (core/record.h). It is no
+# quota's, and says so by its number; each record is one that a limit of one unit has.
+RECORDS = "records"
+RECORDS_NUMBER = MAX_QUOTAS
+RECORDS_QUOTA = Quota(1, per=_core.RECORD_WINDOW_NS / NS_PER_SECOND)
+
 # Stamps that a live key holds on average, unless the caller knows better: the whole limit where it
 # is small, and not more than this of a large one, which few keys use up.
 _DEFAULT_TYPICAL = 32
@@ -83,6 +90,8 @@ class Wanted(NamedTuple):
     algorithm: str = DEFAULT
     number: int = 0  # which of its limiter's quotas it counts
     quotas: int = 1
+    max_limit: int | None = None  # the largest limit that it must have room for
+    sparse: bool = False  # without a name, and perhaps never used: memory is taken when it is
 
     def config(self) -> Config:
         """Return what a new table is laid out for."""
@@ -98,6 +107,7 @@ class Wanted(NamedTuple):
             self.algorithm,
             self.number,
             self.quotas,
+            self.max_limit or 0,
         )
 
 
@@ -188,7 +198,7 @@ def attach(
     """
     require_platform()
     if shared is True:
-        return _anonymous(wanted.config())
+        return _anonymous(wanted.config(), wanted.sparse)
     place = place_of(shared)
     gid = group_id(access.group)
     if gid is not None and place.kind == "default":
@@ -429,7 +439,8 @@ def _what_fits(config: Config, free: int) -> str:
 def _format(handle: Handle, config: Config) -> None:
     _core.format_table(
         handle.fd,
-        limit=config.quota.limit,
+        limit=config.layout_limit,
+        in_force=config.quota.limit,
         window_ns=config.quota.window_ns,
         max_keys=config.max_keys,
         typical=config.typical,
@@ -443,7 +454,7 @@ def _format(handle: Handle, config: Config) -> None:
     )
 
 
-def _anonymous(config: Config) -> Attached:
+def _anonymous(config: Config, sparse: bool) -> Attached:
     """Make a table without a name."""
     import fcntl  # not at the top: Windows has none
 
@@ -452,7 +463,10 @@ def _anonymous(config: Config) -> Attached:
             os.memfd_create("nanolimit", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING),
         )
         try:
-            _allocate(None, handle, config)
+            if sparse:
+                os.ftruncate(handle.fd, config.file_bytes)
+            else:
+                _allocate(None, handle, config)
             _format(handle, config)
             # Whoever gets the descriptor can't take the mapped pages away.
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -543,11 +557,15 @@ def _settled(
             f"quota is number {config.number + 1} of {config.quotas}, "
             f"asked for {wanted.number + 1} of {wanted.quotas}"
         )
+    if wanted.max_limit is not None and not _core.has_room(
+        header["layout_limit"], wanted.max_limit, have.window_ns, config.algorithm
+    ):
+        differences.append(f"max_limit is {header['layout_limit']}, asked for {wanted.max_limit}")
     if not differences:
         return None
     if access.on_mismatch == "replace":
         limit_only = len(differences) == 1 and have.limit != asked.limit
-        if limit_only and _core.same_layout(
+        if limit_only and _core.has_room(
             header["layout_limit"], asked.limit, asked.window_ns, config.algorithm
         ):
             return asked.limit

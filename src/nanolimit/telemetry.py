@@ -16,15 +16,17 @@ event                     it is sent when
 ``allowed``, ``denied``   a request was decided by allow, check or allow_many
 ``overflow``              the table was full and ``on_full`` decided, just before that decision
 ``evicted``               a live key was displaced, or evict() dropped idle keys (key is None)
-``blocked``               a key was blocked (policies)
+``blocked``               a key was blocked: by its denials in a row (`Backoff`), or by block()
 ``degraded``,             a remote store went away, came back (distributed mode)
 ``recovered``
 ``handler_detached``      a handler raised and was detached
 ========================  ====================================================================
 
-*measurements* is ``{"count": n}``: the cost of the request, or the number of keys. *metadata* is
-``{"limiter": name, "key": key}``; ``handler_detached`` adds ``handler_id``, ``event`` (the event
-that the handler failed on) and ``error`` (the exception). Each handler gets dicts of its own.
+*measurements* is ``{"count": n}``: the cost of the request, or the number of keys; of ``blocked``,
+the seconds. *metadata* is ``{"limiter": name, "key": key}``; a ``denied`` of a limiter that only
+watches (``enforce=False``) adds ``enforced``, which is False; ``handler_detached`` adds
+``handler_id``, ``event`` (the event that the handler failed on) and ``error`` (the exception). Each
+handler gets dicts of its own.
 
 Handlers run in the thread that asked, after the decision is made and with no lock held, in the
 order in which they were attached. A handler may use limiters, also the one that called it, and may
@@ -220,9 +222,12 @@ def _tell_core() -> None:
             return
 
 
-def emit(event: str, count: float, limiter: str, key: object) -> None:
+def emit(event: str, count: float, limiter: str, key: object, enforced: bool = True) -> None:
     """Send an event to whom it concerns. The core calls this; it raises nothing of a handler's."""
-    failures = _send(event, {"count": count}, {"limiter": limiter, "key": key})
+    metadata: dict[str, object] = {"limiter": limiter, "key": key}
+    if not enforced:
+        metadata["enforced"] = False
+    failures = _send(event, {"count": count}, metadata)
     # A loop and not a recursion: a handler of handler_detached can fail as well. Each round
     # detaches at least one handler, so it ends.
     while failures:

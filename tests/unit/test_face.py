@@ -205,7 +205,8 @@ def test_every_verb_says_its_signature_the_same_way_everywhere() -> None:
         assert [p.default for p in runtime.parameters.values()] == [
             p.default for p in list(documented.parameters.values())[1:]
         ], verb
-        head = f"{verb}({', '.join('cost=1' if name == 'cost' else name for name in names)}) -> "
+        spelled = {"cost": "cost=1", "quota": "*, quota=None"}
+        head = f"{verb}({', '.join(spelled.get(name, name) for name in names)}) -> "
         text = inspect.getdoc(vars(RateLimiter)[verb])
         assert text is not None
         assert text.startswith(head), verb
@@ -214,7 +215,7 @@ def test_every_verb_says_its_signature_the_same_way_everywhere() -> None:
 
 def test_help_shows_the_verbs() -> None:
     text = pydoc.plain(pydoc.render_doc(RateLimiter))
-    assert "allow(key, cost=1) -> bool" in text
+    assert "allow(key, cost=1, *, quota=None) -> bool" in text
     assert "Do what `allow` does, and tell more" in text
     assert "max_keys" in text
 
@@ -480,6 +481,7 @@ def test_configure_and_rate_limiter_take_the_same() -> None:
 def test_the_public_names() -> None:
     assert sorted(nanolimit.__all__) == sorted(
         [
+            "Backoff",
             "Decision",
             "LimiterClosedError",
             "ManualClock",
@@ -564,14 +566,18 @@ def test_the_modules_form_layers() -> None:
         "anyio": {"line"},
         "tasks": {"anyio", "line"},
         "decorator": {"errors", "line", "tasks", "waiting"},
+        "backoff": {"clock", "quota"},
+        "policy": {"algorithm", "clock", "errors", "quota"},
         "limiter": {
             "_core",
             "algorithm",
+            "backoff",
             "clock",
             "decorator",
             "errors",
             "line",
             "place",
+            "policy",
             "quota",
             "reservation",
             "table",

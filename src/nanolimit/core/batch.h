@@ -6,7 +6,7 @@
 #ifndef NL_BATCH_H
 #define NL_BATCH_H
 
-#include "table.h"
+#include "successor.h"
 
 enum { NL_GROUP = 32 };
 
@@ -34,6 +34,8 @@ NL_ALWAYS_INLINE void nl_check_group_of(nl_table *t, const nl_fingerprint *fps, 
     for (uint32_t i = 0; i < n; i++) {
         nl_outcome outcome = meters ? nl_meter_check(t, fps[i], now_ns, cost, NL_WAITING, NULL)
                                     : nl_check(t, fps[i], now_ns, cost, NL_WAITING, NULL);
+        for (nl_table *at = t; NL_UNLIKELY(outcome & NL_MOVED);)
+            outcome = (nl_outcome)(nl_check_any(at = nl_table_after(at), fps[i], now_ns, cost, NL_WAITING, NULL) | (outcome & NL_DISPLACED));
         if (NL_UNLIKELY(outcome & NL_WOULD_WAIT)) {
             outcome = (nl_outcome)(outcome | (stalled_allows ? NL_ALLOWED : NL_DENIED));
             tally->stalled++;

@@ -137,7 +137,7 @@ NL_ALWAYS_INLINE bool nl_claims_deny(nl_claim *claims, uint32_t n, bool views) {
 }
 
 /* Step 2. NL_ALLOWED: *n of them, in `order`, have slots; the others pass uncounted, for want of room. NL_DENIED: for want of room.
- * NL_WOULD_WAIT. */
+ * NL_WOULD_WAIT, NL_MOVED. */
 static inline nl_outcome nl_claims_place(nl_claim *claims, uint32_t all, nl_claim **order, uint32_t *n, nl_patience patience,
                                          nl_outcome *displaced) {
     bool allowed = true;
@@ -149,7 +149,7 @@ static inline nl_outcome nl_claims_place(nl_claim *claims, uint32_t all, nl_clai
         if (!c->slot) {
             uint64_t meta;
             outcome = nl_own(c->table, c->fp, c->now, patience, &c->slot, &meta, displaced);
-            if (outcome == NL_WOULD_WAIT) return NL_WOULD_WAIT;
+            if (outcome & (NL_WOULD_WAIT | NL_MOVED)) return outcome;
             if (outcome == NL_ALLOWED) nl_slot_commit(c->slot, meta);
         }
         if (outcome == NL_ALLOWED) order[(*n)++] = c;
@@ -190,8 +190,8 @@ static inline nl_outcome nl_claims_decide(nl_claim **order, uint32_t n, bool vie
 }
 
 /* Decides on all, and counts in all or in none. n in 1 .. NL_CLAIMS_MOST, no two of them the same key of the same table. NL_ALLOWED
- * or NL_DENIED, with NL_UNTRACKED if there was no room for one, NL_DISPLACED if a live key lost its log; or NL_WOULD_WAIT. With
- * `views` each has its own, and its own outcome. */
+ * or NL_DENIED, with NL_UNTRACKED if there was no room for one, NL_DISPLACED if a live key lost its log; or NL_WOULD_WAIT; or NL_MOVED: one of the
+ * tables has a successor, which is to be asked. With `views` each has its own, and its own outcome. */
 static NL_NOINLINE nl_outcome nl_claims_check(nl_claim *claims, uint32_t n, bool views, nl_patience patience) {
     nl_claim *order[NL_CLAIMS_MOST], *lacking = NULL;
     nl_outcome displaced = NL_DENIED, untracked = NL_DENIED, outcome;

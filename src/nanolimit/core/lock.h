@@ -110,7 +110,8 @@ enum { NL_MEMBER_FREE, NL_MEMBER_ALIVE, NL_MEMBER_DEAD, NL_MEMBER_STATE = 3, NL_
 typedef struct {
     uint64_t word;     /* serial : 61 | did one of its processes die since the last walk : 1 | state : 2 */
     uint64_t pid;      /* in that process's own namespace: for people. (Of place 0, which nobody gets: the highest place ever taken) */
-    uint64_t counters[NL_STRIPE_WORDS - 2];
+    uint64_t counters[NL_STRIPE_WORDS - 3];
+    uint32_t flags, unused; /* its process's flags (table.h) */
 } nl_member;
 
 struct nl_shared; /* shared.h's part */

@@ -38,6 +38,12 @@ static inline nl_rule nl_rule_of(uint32_t limit, uint64_t window_ns, uint32_t al
     return rule;
 }
 
+/* The largest limit that a slot of this shape can count to. */
+static inline uint32_t nl_rule_most(const nl_rule *rule) {
+    if (rule->algorithm) return NL_METER_LIMIT_MOST;
+    return !rule->shape.has_chunks ? rule->shape.inline_stamps : rule->shape.field_mask;
+}
+
 static inline uint32_t nl_limit_most(uint32_t algorithm) { return algorithm ? NL_METER_LIMIT_MOST : NL_LIMIT_MOST; }
 
 NL_ALWAYS_INLINE nl_now nl_rule_now(const nl_rule *rule, uint64_t now_ns) {
@@ -53,6 +59,9 @@ typedef enum { /* bits */
     NL_GONE = 16,       /* the slot is another key's by now: find again */
     NL_NO_CHUNK = 32,   /* the log must grow, and there is no memory committed for it */
     NL_UNDECIDED = 64,  /* a denial could not be shown without the slot */
+    NL_BLOCKED = 128,   /* the key is blocked, whatever its log says (record.h) */
+    NL_EXEMPT = 256,    /* the key is not limited */
+    NL_MOVED = 512,     /* the table has a successor, and the key is there (successor.h): ask that one */
 } nl_outcome;
 
 typedef struct { /* a log at one instant */

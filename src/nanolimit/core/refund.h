@@ -43,7 +43,7 @@ static inline uint32_t nl_meter_give_back(nl_table *t, nl_slot *slot, uint64_t m
     return fewer < units ? fewer : units;
 }
 
-/* Gives back up to `units` of those that were counted at `tick` and still count. *given: how many. NL_ALLOWED, or NL_WOULD_WAIT. */
+/* Gives back up to `units` of those that were counted at `tick` and still count. *given: how many. NL_ALLOWED, NL_MOVED or NL_WOULD_WAIT. */
 static inline nl_outcome nl_refund(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint64_t tick, uint32_t units, nl_patience patience,
                                    uint32_t *given) {
     nl_now now = nl_rule_now(&t->rule, now_ns);
@@ -53,7 +53,8 @@ static inline nl_outcome nl_refund(nl_table *t, nl_fingerprint fp, uint64_t now_
         uint64_t meta;
         nl_log log;
         nl_slot *slot;
-        if (nl_find_surely(t, fp, patience, &slot) == NL_WOULD_WAIT) return NL_WOULD_WAIT;
+        nl_outcome found = nl_find_surely(t, fp, patience, &slot);
+        if (found != NL_ALLOWED) return found;
         if (!slot) return NL_ALLOWED;
         if (!nl_slot_take(&t->us, slot, &meta, patience)) return NL_WOULD_WAIT;
         if (!nl_slot_is(slot, fp)) {

@@ -20,7 +20,7 @@
 
 #include "walk.h"
 
-enum { NL_LAYOUT_VERSION = 1, NL_SHARED_SEGMENT_KEYS = 560, NL_SHARED_KEYS_MOST = 1 << 30 };
+enum { NL_LAYOUT_VERSION = 2, NL_SHARED_SEGMENT_KEYS = 560, NL_SHARED_KEYS_MOST = 1 << 30 };
 enum { NL_NO_PLACE = -1 }; /* 2,046 processes are at the table */
 enum { NL_STATE_NEW, NL_STATE_READY, NL_STATE_REPLACED };
 #define NL_MAGIC "nanolim"
@@ -84,10 +84,21 @@ static inline nl_layout nl_layout_of(const nl_config *config) {
 
 static inline uint64_t nl_shared_bytes(const nl_config *config) { return nl_layout_of(config).file_bytes; }
 
-/* May the limit of a table that was laid out for one be changed to the other? */
-static inline bool nl_shared_same_layout(uint32_t limit, uint32_t other, uint64_t window_ns, uint32_t algorithm) {
-    nl_shape a = nl_rule_of(limit, window_ns, algorithm).shape, b = nl_rule_of(other, window_ns, algorithm).shape;
-    return a.field_mask == b.field_mask && a.has_chunks == b.has_chunks && a.has_era == b.has_era && a.epoch_shift == b.epoch_shift;
+/* Has a table that was laid out for one limit room for the other? */
+static inline bool nl_shared_holds(uint32_t layout_limit, uint32_t limit, uint64_t window_ns, uint32_t algorithm) {
+    nl_rule rule = nl_rule_of(layout_limit, window_ns, algorithm);
+    return limit && limit <= nl_rule_most(&rule);
+}
+
+/* Has all processes at the table look at what stands of keys besides their logs, from now on. */
+static inline void nl_shared_tell_of_policies(nl_table *t) {
+    nl_store32(&t->head->policies, NL_FLAG_POLICY);
+    nl_fence_full();
+    nl_flags_set(t, NL_FLAG_POLICY, true);
+    for (uint64_t place = 1; place <= nl_table_places(t); place++) {
+        uint32_t *flags = &t->us.members[place].flags, seen = nl_load32(flags);
+        while (!nl_cas32(flags, seen, seen | NL_FLAG_POLICY)) seen = nl_load32(flags);
+    }
 }
 
 NL_ALWAYS_INLINE uint32_t nl_layout_segment(const nl_layout *l, uint64_t i) { return (uint32_t)(i * l->segments / l->directory); }
@@ -158,7 +169,8 @@ static void nl_shared_in_child(void) {
     for (struct nl_shared *s = nl_all_shared.first; s; s = s->next) {
         s->own = 0;
         s->lock_page = NULL; /* not mapped here */
-        s->table->flags |= NL_FLAG_CHILD;
+        s->table->own_flags = *s->table->flags | NL_FLAG_CHILD; /* the place's are the parent's */
+        s->table->flags = &s->table->own_flags;
     }
 }
 
@@ -295,13 +307,14 @@ static inline int nl_shared_register(nl_table *t) {
             s->lock_page = page;
             nl_place_take(s, place);
             t->stripe = t->us.members[place].counters;
+            nl_store32(&t->us.members[place].flags, nl_load32(&t->own_flags));
+            t->flags = &t->us.members[place].flags;
+            nl_fence_full(); /* our flags, then our look at the policies; who tells of policies does it the other way round */
+            nl_flags_set(t, nl_load32(&t->own_flags) | nl_load32(&t->head->policies), true);
         }
         close(fd); /* the mapping holds the description */
     }
-    if (!error) {
-        uint32_t flags = nl_load32(&t->flags);
-        while (!nl_cas32(&t->flags, flags, flags & ~(uint32_t)NL_FLAG_CHILD)) flags = nl_load32(&t->flags);
-    }
+    if (!error) nl_flags_set(t, NL_FLAG_CHILD, false);
     nl_unlock(&nl_all_shared.lock);
     nl_gate_leave_now();
     return error;
@@ -359,8 +372,7 @@ static inline const char *nl_shared_check(const nl_table *t, const nl_config *co
     uint32_t limit = nl_load32(&h->limit);
     if (h->window_ns != config->window_ns || h->secret[0] != config->secret[0] || h->secret[1] != config->secret[1])
         return "its head is damaged: it is not what the header says";
-    if (!limit || limit > nl_limit_most(config->algorithm) ||
-        !nl_shared_same_layout(config->limit, limit, config->window_ns, config->algorithm))
+    if (!nl_shared_holds(config->limit, limit, config->window_ns, config->algorithm))
         return "its head is damaged: the limit";
     if (h->mask != l.directory - 1 || h->segments != l.segments) return "its head is damaged: the index's size";
     if (h->slab.fresh > config->max_keys || h->slab.freed > h->slab.fresh) return "its head is damaged: the number of keys";
@@ -405,7 +417,8 @@ static inline const char *nl_shared_open(nl_table *t, int fd, const char *path, 
     t->memory.base = base + page;
     t->memory.bytes = l.file_bytes;
     t->rule = nl_rule_of(config.limit, config.window_ns, config.algorithm);
-    t->flags = config.algorithm ? NL_FLAG_ALGORITHM : 0;
+    t->own_flags = config.algorithm ? NL_FLAG_ALGORITHM : 0;
+    t->flags = &t->own_flags;
     t->on_full = on_full;
     t->clock = NL_CLOCK_SHARED;
     t->number = header.origin.number;

@@ -35,7 +35,8 @@ enum {
     NL_FLAG_CLOCK = 2,
     NL_FLAG_EVENTS = 4,
     NL_FLAG_CHILD = 8,     /* of a fork: not yet a member of the table */
-    NL_FLAG_ALGORITHM = 16 /* it counts by meters: has a short way of its own */
+    NL_FLAG_ALGORITHM = 16, /* it counts by meters: has a short way of its own */
+    NL_FLAG_POLICY = 32     /* there is more to a key than its log (record.h), or denials are not enforced */
 };
 
 typedef struct { /* stored: what all users of the table share */
@@ -43,6 +44,7 @@ typedef struct { /* stored: what all users of the table share */
     uint64_t window_ns;
     uint32_t limit;     /* may change at run time */
     uint32_t mask;      /* the directory's size - 1 */
+    uint32_t policies;  /* NL_FLAG_POLICY, once a process has said something of a key (record.h), for those that come later */
     uint32_t segments;  /* made so far; in a shared table all that there are */
     uint32_t dropped;   /* of them, with their page handed back */
     nl_lock directory_lock;
@@ -54,8 +56,9 @@ typedef struct { /* stored: what all users of the table share */
 enum { NL_REGION_HEADER, NL_REGION_MEMBERS, NL_REGION_HEAD, NL_REGION_DIRECTORY, NL_REGION_SEGMENTS, NL_REGION_BUCKETS, NL_REGION_BITMAP,
        NL_REGION_SLOTS, NL_REGION_SPANS, NL_REGION_SETS, NL_REGION_CHUNKS, NL_REGIONS };
 
-typedef struct { /* one process's view of a table */
-    uint32_t flags;
+typedef struct nl_table { /* one process's view of a table */
+    uint32_t *flags;    /* own_flags; of a member of a shared table, its place's, where others can reach them */
+    uint32_t own_flags;
     uint32_t on_full;
     int clock;          /* which one tells the time, if no callable does */
     nl_rule rule;
@@ -69,6 +72,13 @@ typedef struct { /* one process's view of a table */
     nl_chunks chunks;
     nl_region memory, directory_region, segment_region, bucket_region;
     uint32_t number;    /* which of a limiter's tables: they share a secret (claim.h) */
+    uint32_t splits_begun, splits_done; /* in private memory, the only place where segments split */
+    struct nl_table *successor;   /* the table that takes this one's keys, each when it is next asked for (successor.h), */
+    struct nl_table *predecessor; /* and the one whose keys this one takes, */
+    uint32_t succeeded, succeeds; /* if these say so; the second until it has them all */
+    uint64_t moved_ns;            /* when it took the other's place */
+    nl_outcome (*take_key)(struct nl_table *, nl_fingerprint, nl_patience); /* moves a key here, if the other still has it */
+    struct nl_table *former;      /* whose memory is kept until nobody can be inside any more */
     size_t page_bytes;
     nl_hash_seed seeds[NL_KEY_KINDS];
 } nl_table;
@@ -81,7 +91,15 @@ typedef struct {
     uint64_t secret[2];
     uint32_t typical; /* a shared table's: how many stamps a live key holds on average, for which there is memory */
     uint32_t algorithm;
-} nl_config;
+} nl_config; /* the limit is the largest one that there can be room for; which one holds, the head says */
+
+/* The flags are read always and changed rarely, by any thread; and once they move, when a process joins a shared table. */
+static inline void nl_flags_set(nl_table *t, uint32_t flag, bool on) {
+    for (;;) {
+        uint32_t *flags = t->flags, seen = nl_load32(flags);
+        if (nl_cas32(flags, seen, on ? seen | flag : seen & ~flag) && flags == t->flags) return;
+    }
+}
 
 /* --- a table's life --------------------------------------------------------------------------------------------- */
 
@@ -158,7 +176,8 @@ static inline bool nl_table_open(nl_table *t, const nl_config *config) {
     const uint64_t segments = keys / 128 + 8; /* they are at least half of 690 full, on average 70 % */
     uint64_t sizes[NL_REGIONS], chunk_bytes = 0;
     t->rule = nl_rule_of(config->limit, config->window_ns, config->algorithm);
-    t->flags = config->algorithm ? NL_FLAG_ALGORITHM : 0;
+    t->own_flags = config->algorithm ? NL_FLAG_ALGORITHM : 0;
+    t->flags = &t->own_flags;
     t->on_full = config->on_full;
     t->clock = NL_CLOCK_PRIVATE;
     t->us.me = &nl_process.generation;
@@ -229,6 +248,10 @@ static inline uint64_t nl_table_bytes(const nl_table *t) {
     return sum;
 }
 
+/* The table whose keys this one takes; the one that takes this one's. */
+NL_ALWAYS_INLINE nl_table *nl_table_before(const nl_table *t) { return nl_load32_acquire(&t->succeeds) ? t->predecessor : NULL; }
+NL_ALWAYS_INLINE nl_table *nl_table_after(const nl_table *t) { return nl_load32_acquire(&t->succeeded) ? t->successor : NULL; }
+
 /* --- find ------------------------------------------------------------------------------------------------------- */
 
 NL_ALWAYS_INLINE nl_bucket *nl_segment_buckets(const nl_table *t, uint32_t segment) {
@@ -276,11 +299,17 @@ static inline nl_segment *nl_segment_lock(nl_table *t, nl_fingerprint fp, nl_pat
     }
 }
 
-/* As nl_find, but what it does not find is not there: it looks again under the segment's lock. NL_ALLOWED; *slot may be NULL. Or
- * NL_WOULD_WAIT. */
-static inline nl_outcome nl_find_surely(nl_table *t, nl_fingerprint fp, nl_patience patience, nl_slot **slot) {
+/* As nl_find; false: it may be there although it was not found. A reader misses what is there only while a segment splits. */
+NL_ALWAYS_INLINE bool nl_find_quickly(const nl_table *t, nl_fingerprint fp, nl_slot **slot) {
+    uint32_t done = nl_load32_acquire(&t->splits_done);
+    if (NL_LIKELY((*slot = nl_find(t, fp)) != NULL)) return true;
+    nl_fence_acquire(); /* who saw anything of a split sees now that it has begun */
+    return nl_load32(&t->splits_begun) == done;
+}
+
+/* As nl_find, but what it does not find is not there. NL_ALLOWED; *slot may be NULL. Or NL_WOULD_WAIT. */
+static inline nl_outcome nl_find_locked(nl_table *t, nl_fingerprint fp, nl_patience patience, nl_slot **slot) {
     uint32_t number;
-    if (NL_LIKELY((*slot = nl_find(t, fp)) != NULL)) return NL_ALLOWED;
     nl_gate_enter(&t->us);
     nl_segment *segment = nl_segment_lock(t, fp, patience, &number);
     if (segment) {
@@ -289,6 +318,14 @@ static inline nl_outcome nl_find_surely(nl_table *t, nl_fingerprint fp, nl_patie
     }
     nl_gate_leave(&t->us);
     return segment ? NL_ALLOWED : NL_WOULD_WAIT;
+}
+
+/* Looks for a key where a miss counts. NL_ALLOWED; *slot may be NULL. NL_WOULD_WAIT. NL_MOVED: it is not here any more, nor will be. */
+static inline nl_outcome nl_find_surely(nl_table *t, nl_fingerprint fp, nl_patience patience, nl_slot **slot) {
+    if (NL_LIKELY((*slot = nl_find(t, fp)) != NULL)) return NL_ALLOWED;
+    if (NL_UNLIKELY(nl_table_before(t)) && t->take_key(t, fp, patience) == NL_WOULD_WAIT) return NL_WOULD_WAIT;
+    nl_outcome outcome = nl_find_locked(t, fp, patience, slot);
+    return outcome == NL_ALLOWED && !*slot && NL_UNLIKELY(nl_table_after(t)) ? NL_MOVED : outcome;
 }
 
 /* --- removing ---------------------------------------------------------------------------------------------------- */
@@ -444,10 +481,15 @@ static inline nl_split_outcome nl_split_prepare(nl_table *t, uint32_t depth, uin
 static NL_NOINLINE nl_split_outcome nl_split_segment(nl_table *t, nl_segment *segment, uint32_t number) {
     nl_split split;
     uint32_t depth = segment->depth, to = 0;
+    nl_add32(&t->splits_begun, 1);
+    nl_fence_full(); /* before anything that it moves */
     nl_lock_take(&t->us, &t->head->directory_lock, NL_WAITING);
     nl_split_outcome outcome = nl_split_prepare(t, depth, &to);
     nl_unlock(&t->head->directory_lock);
-    if (outcome != NL_SPLIT_DONE) return outcome;
+    if (outcome != NL_SPLIT_DONE) {
+        nl_add32(&t->splits_done, 1);
+        return outcome;
+    }
     nl_segment *sibling = &t->segments[to];
     nl_lock_take(&t->us, &sibling->lock, NL_WAITING); /* against walkers; nobody else can have it */
     sibling->depth = (uint16_t)(depth + 1);
@@ -459,6 +501,8 @@ static NL_NOINLINE nl_split_outcome nl_split_segment(nl_table *t, nl_segment *se
     segment->depth = (uint16_t)(depth + 1);
     nl_segment_keep(segment, nl_segment_buckets(t, number), &split);
     nl_unlock(&sibling->lock);
+    nl_fence_release();
+    nl_add32(&t->splits_done, 1);
     return NL_SPLIT_DONE;
 }
 
@@ -480,7 +524,7 @@ static inline nl_outcome nl_full(const nl_table *t, uint32_t limit, uint32_t cos
 
 /* Looks for a key under its segment's lock, and inserts it where it is not: then *placed, and the slot is owned. NULL: nothing
  * is held; what to do next is in `next`. */
-typedef enum { NL_NEXT_AGAIN, NL_NEXT_COMMIT, NL_NEXT_FULL, NL_NEXT_NO_ROOM, NL_NEXT_WAIT } nl_next;
+typedef enum { NL_NEXT_AGAIN, NL_NEXT_COMMIT, NL_NEXT_FULL, NL_NEXT_NO_ROOM, NL_NEXT_WAIT, NL_NEXT_MOVED } nl_next;
 
 static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, nl_now now, uint32_t *spare, bool *may_split, nl_patience patience,
                                 bool *placed, uint64_t *meta, nl_next *next) {
@@ -493,6 +537,8 @@ static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, nl_now now, uint
     *next = NL_NEXT_AGAIN;
     if (slot) {
         /* somebody was faster, or the look without the lock came at a bad moment */
+    } else if (NL_UNLIKELY(nl_table_after(t))) {
+        *next = NL_NEXT_MOVED; /* under the segment's lock: who looks here for what is to be moved finds all that there will be */
     } else if (*spare >= NL_SLOT_STALLED) {
         *next = *spare == NL_SLOT_STALLED ? NL_NEXT_WAIT : NL_NEXT_FULL;
     } else if (segment->used >= NL_SEGMENT_SPLITS_AT && *may_split && !t->us.members) {
@@ -525,9 +571,10 @@ static inline nl_slot *nl_place(nl_table *t, nl_fingerprint fp, nl_now now, uint
 }
 
 /* Owns a key's slot, which is inserted if it is not there; *meta is then what it had published. NL_ALLOWED: it is owned. NL_UNTRACKED:
- * there is no room. NL_WOULD_WAIT. *displaced: NL_DISPLACED if a live key had to make room. */
-static NL_NOINLINE nl_outcome nl_own(nl_table *t, nl_fingerprint fp, nl_now now, nl_patience patience, nl_slot **owned, uint64_t *meta,
-                                     nl_outcome *displaced) {
+ * there is no room. NL_WOULD_WAIT. NL_MOVED: the table's successor has it, or is to have it. *displaced: NL_DISPLACED if a live key
+ * had to make room. */
+static NL_NOINLINE nl_outcome nl_own_here(nl_table *t, nl_fingerprint fp, nl_now now, nl_patience patience, nl_slot **owned,
+                                          uint64_t *meta, nl_outcome *displaced) {
     bool may_split = true, may_displace = false;
     nl_wait w = {0, 0, 0};
     for (;;) {
@@ -543,6 +590,7 @@ static NL_NOINLINE nl_outcome nl_own(nl_table *t, nl_fingerprint fp, nl_now now,
         }
         if (!slot) {
             if (next == NL_NEXT_WAIT) return NL_WOULD_WAIT;
+            if (next == NL_NEXT_MOVED) return NL_MOVED;
             if (next == NL_NEXT_NO_ROOM) return NL_UNTRACKED;
             if (next == NL_NEXT_COMMIT && !nl_index_commit(t)) may_split = false;
             if (next == NL_NEXT_FULL) { /* now it is certain that the key is new: only then may a live key make room */
@@ -562,6 +610,13 @@ static NL_NOINLINE nl_outcome nl_own(nl_table *t, nl_fingerprint fp, nl_now now,
     }
 }
 
+/* The same, after the key's log has come over from the table before, if there is one that still has it. */
+static inline nl_outcome nl_own(nl_table *t, nl_fingerprint fp, nl_now now, nl_patience patience, nl_slot **owned, uint64_t *meta,
+                                nl_outcome *displaced) {
+    if (NL_UNLIKELY(nl_table_before(t)) && !nl_find(t, fp) && t->take_key(t, fp, patience) == NL_WOULD_WAIT) return NL_WOULD_WAIT;
+    return nl_own_here(t, fp, now, patience, owned, meta, displaced);
+}
+
 /* The slow way: the key is not where it should be, or its log must grow. */
 static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_now now, uint32_t limit, uint32_t cost,
                                             nl_patience patience, nl_view *view) {
@@ -570,7 +625,7 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
         nl_slot *slot;
         uint64_t meta;
         nl_outcome outcome = nl_own(t, fp, now, patience, &slot, &meta, &displaced);
-        if (outcome == NL_WOULD_WAIT) return (nl_outcome)(NL_WOULD_WAIT | displaced);
+        if (outcome & (NL_WOULD_WAIT | NL_MOVED)) return (nl_outcome)(outcome | displaced);
         if (outcome == NL_UNTRACKED) return (nl_outcome)(nl_full(t, limit, cost, now, view) | displaced);
         outcome = t->rule.algorithm
                       ? nl_meter_allow_owned(t->rule.algorithm, &t->rule, slot, meta, now, limit, cost, view)
@@ -626,13 +681,14 @@ static inline nl_outcome nl_check_any(nl_table *t, nl_fingerprint fp, uint64_t n
     return t->rule.algorithm ? nl_meter_check(t, fp, now_ns, cost, patience, view) : nl_check(t, fp, now_ns, cost, patience, view);
 }
 
-/* Would it fit? Counts nothing, inserts nothing. NL_ALLOWED, NL_DENIED or (quick) NL_WOULD_WAIT. */
-static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_patience patience, nl_view *view) {
+/* Would it fit? Counts nothing, inserts nothing. NL_ALLOWED, NL_DENIED, NL_MOVED or (quick) NL_WOULD_WAIT. */
+static inline nl_outcome nl_peek_at(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t limit, uint32_t cost, nl_patience patience,
+                                    nl_view *view) {
     nl_now now = nl_rule_now(&t->rule, now_ns);
-    uint32_t limit = nl_load32(&t->head->limit);
     for (;;) {
         nl_slot *slot;
-        if (nl_find_surely(t, fp, patience, &slot) == NL_WOULD_WAIT) return NL_WOULD_WAIT;
+        nl_outcome found = nl_find_surely(t, fp, patience, &slot);
+        if (found != NL_ALLOWED) return found;
         if (!slot) {
             nl_view_empty(view, limit, now_ns);
             return NL_ALLOWED;
@@ -664,10 +720,15 @@ static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns
     }
 }
 
-/* Forgets a key. NL_ALLOWED: it had a live stamp; NL_DENIED: not; NL_WOULD_WAIT: as above. */
+static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_patience patience, nl_view *view) {
+    return nl_peek_at(t, fp, now_ns, nl_load32(&t->head->limit), cost, patience, view);
+}
+
+/* Forgets a key. NL_ALLOWED: it had a live stamp; NL_DENIED: not; NL_WOULD_WAIT, NL_MOVED: as above. */
 static inline nl_outcome nl_reset(nl_table *t, nl_fingerprint fp, uint64_t now_ns, nl_patience patience) {
     nl_now now = nl_rule_now(&t->rule, now_ns);
     nl_wait w = {0, 0, 0};
+    if (NL_UNLIKELY(nl_table_before(t)) && t->take_key(t, fp, patience) == NL_WOULD_WAIT) return NL_WOULD_WAIT;
     for (;;) {
         uint32_t number;
         uint64_t meta, busy = 0;
@@ -693,6 +754,7 @@ static inline nl_outcome nl_reset(nl_table *t, nl_fingerprint fp, uint64_t now_n
         }
         nl_gate_leave(&t->us);
         if (!segment) return NL_WOULD_WAIT;
+        if (!slot && nl_table_after(t)) return NL_MOVED;
         if (!slot || freed) return live ? NL_ALLOWED : NL_DENIED;
         if (!nl_wait_on(&t->us, &w, patience, busy)) return NL_WOULD_WAIT;
     }

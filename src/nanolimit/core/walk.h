@@ -27,6 +27,25 @@ static inline uint64_t nl_walk_count(const nl_table *t, uint64_t now_ns) {
     return live;
 }
 
+/* The keys of 16 buckets of a segment, at most NL_WALK_BUCKETS * NL_BUCKET_ENTRIES. Of a private table. */
+static inline uint32_t nl_walk_read(nl_table *t, uint32_t number, uint32_t first, nl_fingerprint *fps) {
+    const nl_bucket *buckets = nl_segment_buckets(t, number);
+    uint32_t n = 0;
+    nl_gate_enter(&t->us);
+    nl_segment_enter(t, number, NL_WAITING);
+    for (uint32_t at = first; t->segments[number].used && at < first + NL_WALK_BUCKETS; at++) {
+        for (uint32_t i = 0; i < NL_BUCKET_ENTRIES; i++) {
+            if (!(buckets[at].tags[i >> 3] >> 8 * (i & 7) & 0xff)) continue;
+            const nl_slot *slot = nl_slab_slot(&t->slab, buckets[at].ids[i]);
+            nl_fingerprint fp = {nl_load64(&slot->fingerprint[0]), nl_load64(&slot->fingerprint[1])};
+            if (fp.lo) fps[n++] = fp;
+        }
+    }
+    nl_unlock(&t->segments[number].lock);
+    nl_gate_leave(&t->us);
+    return n;
+}
+
 /* Frees keys of 16 buckets of a segment: the idle ones, or all. Returns how many; *busy: some were being used. */
 static inline uint32_t nl_walk_step(nl_table *t, uint32_t number, uint32_t first, nl_now now, bool live_too, uint64_t *busy, bool *stalled) {
     uint32_t ids[NL_WALK_BUCKETS * NL_BUCKET_ENTRIES], freed = 0;
