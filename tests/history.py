@@ -10,10 +10,12 @@ What the model does about time: each call is asked with the time that it read fr
 is recorded too. A call that read its clock, and was overtaken by one that read it later, is the
 case of a clock that goes back, which the references know.
 
-Not everything is one instant. What the documentation promises for one key of several quotas, or for
-several limiters, is that it counts in all or in none, at one instant. That needs no more than one
-that denies; what a denial tells of the others, what `peek` tells of each quota, and what `reset`,
-`refund` and `cancel` do to each, may be an instant each. The model takes such calls in steps.
+Not everything is one instant. A request that several quotas or limiters allow is decided while all
+are owned, and they are let go one by one, each counted: who must own one sees all or nothing, who
+only reads, a peek or a denial, may see that one has counted and another has not yet. It is denied
+if one denies; what a denial tells of the others, what `peek` tells of each quota, and what
+`reset`, `refund` and `cancel` do to each, have an instant each. The model takes such calls in
+steps.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from nanolimit import Decision, Quota, RateLimiter, check_all
@@ -98,7 +101,9 @@ class Rules:
 # --- the model: what one caller after the other would be told -----------------------------------
 
 KEY = "key"
-UNTIMED_NS = 10**18 + 1  # where the time of a call is not known, windows are so long that any will do
+UNTIMED_NS = (
+    10**18 + 1
+)  # where the time of a call is not known, windows are so long that any will do
 
 
 class Ledger:
@@ -147,9 +152,7 @@ class Ledger:
         from another."""
         return state[-1] if self.is_log else None
 
-    def _give_back(
-        self, state: Any, now_ns: int, units: int, stamp: int | None
-    ) -> tuple[Any, int]:
+    def _give_back(self, state: Any, now_ns: int, units: int, stamp: int | None) -> tuple[Any, int]:
         if self.is_log:
             given = self._open(state).refund(KEY, now_ns, units, stamp)
             return self._state(), given
@@ -174,6 +177,16 @@ class _Place(NamedTuple):
     limiter: int
     quota: int
     key: int
+
+
+class Owned(NamedTuple):
+    """A place that a call is about to count in: others read what was there, and must wait."""
+
+    published: Any
+
+
+def published(state: Any) -> Any:
+    return state.published if isinstance(state, Owned) else state
 
 
 #: What is yet to be done of a call: nothing, or as much as `Model.steps` says of it.
@@ -248,33 +261,53 @@ class Model:
         return bool(call.result == expected if call.times else call.result[:3] == expected[:3])
 
     def _count(self, state: State, call: Call, progress: Any) -> Iterator[tuple[State, Any]]:
-        """At one instant; or it is denied, and each of those that it asks has its own."""
+        """Counted in all: decided at one instant, and let go one by one."""
+        if not (call.result if call.verb == "allow" else call.result.allowed):
+            yield from self._deny(state, call, progress)
+            return
+        places = self.places(call)
+        if progress is not BEGINNING:
+            (place, counted), *others = progress
+            yield self.put(state, place, counted), tuple(others) or DONE
+            return
+        verdicts, left = [], []
+        for place, (cost, now_ns) in places.items():
+            ledger, was = self.ledgers[place[:2]], state[self.at[place]]
+            if isinstance(was, Owned) or not ledger.peek(was, now_ns, cost).allowed:
+                return
+            counted, verdict = ledger.count(was, now_ns, cost)
+            verdicts.append(verdict)
+            left.append((place, counted))
+        if not self._fits(call, verdicts):
+            return
+        if call.verb == "reserve":
+            stamps = tuple(self.ledgers[place[:2]].stamp(counted) for place, counted in left)
+            state = self.put(state, ("ticket", call.ticket), stamps)
+        if len(left) == 1:
+            yield self.put(state, *left[0]), DONE
+            return
+        for place, _ in left:
+            state = self.put(state, place, Owned(state[self.at[place]]))
+        yield state, tuple(left)
+
+    def _deny(self, state: State, call: Call, progress: Any) -> Iterator[tuple[State, Any]]:
+        """By one of them; each is read at an instant of its own, in any order."""
         places = self.places(call)
         if progress is BEGINNING:
-            verdicts = []
-            for place, (cost, now_ns) in places.items():
-                verdicts.append(
-                    self.ledgers[place[:2]].peek(state[self.at[place]], now_ns, cost)
-                )
-            after = state
-            if all(verdict.allowed for verdict in verdicts):
-                stamps = []
-                for nth, (place, (cost, now_ns)) in enumerate(places.items()):
-                    ledger = self.ledgers[place[:2]]
-                    counted, verdicts[nth] = ledger.count(state[self.at[place]], now_ns, cost)
-                    after = self.put(after, place, counted)
-                    stamps.append(ledger.stamp(counted))
-                if call.verb == "reserve":
-                    after = self.put(after, ("ticket", call.ticket), tuple(stamps))
+            verdicts = [
+                self.ledgers[place[:2]].peek(published(state[self.at[place]]), now_ns, cost)
+                for place, (cost, now_ns) in places.items()
+            ]
             if self._fits(call, verdicts):
-                yield after, DONE
-            if call.verb == "allow" or len(places) == 1 or call.result.allowed:
+                yield state, DONE
+            if call.verb == "allow" or len(places) == 1:
                 return
             progress = (None,) * len(places)
         for nth, (place, (cost, now_ns)) in enumerate(places.items()):
             if progress[nth] is not None:
                 continue
-            verdict = self.ledgers[place[:2]].peek(state[self.at[place]], now_ns, cost)
+            was = published(state[self.at[place]])
+            verdict = self.ledgers[place[:2]].peek(was, now_ns, cost)
             read = (*progress[:nth], verdict, *progress[nth + 1 :])
             if None not in read:
                 if self._fits(call, read):
@@ -287,7 +320,8 @@ class Model:
         places = list(self.places(call).items())
         read = () if progress is BEGINNING else progress
         place, (cost, now_ns) = places[len(read)]
-        verdict = self.ledgers[place[:2]].peek(state[self.at[place]], now_ns, cost)
+        was = published(state[self.at[place]])
+        verdict = self.ledgers[place[:2]].peek(was, now_ns, cost)
         read = (*read, verdict)
         if len(read) < len(places):
             yield state, read
@@ -300,6 +334,8 @@ class Model:
         nth, most = (0, 0) if progress is BEGINNING else progress
         place, (units, _) = places[nth]
         ledger, was, now_ns = self.ledgers[place[:2]], state[self.at[place]], _time(call, nth)
+        if isinstance(was, Owned):
+            return
         if call.verb == "reset":
             given = int(ledger.reset(was, now_ns))
             left = None
@@ -320,9 +356,10 @@ class Model:
         stamps, nth, most = progress
         places = list(self.places(call).items())
         place, (units, _) = places[nth]
-        left, given = self.ledgers[place[:2]].give_back(
-            state[self.at[place]], _time(call, nth), units, stamps[nth]
-        )
+        ledger, was = self.ledgers[place[:2]], state[self.at[place]]
+        if isinstance(was, Owned):
+            return
+        left, given = ledger.give_back(was, _time(call, nth), units, stamps[nth])
         changed = self.put(state, place, left)
         for after, further in self._changed(call, changed, nth, most, given, places):
             yield after, further if further is DONE else (stamps, *further)
@@ -397,12 +434,10 @@ def order(rules: Sequence[Rules], calls: Sequence[Call]) -> tuple[bool, list[Cal
         by_line.setdefault(call.line, []).append(call)
     lines = list(by_line.values())
     for line in lines:
-        for before, after in zip(line, line[1:], strict=False):
+        for before, after in pairwise(line):
             assert before.ended_ns <= after.began_ns, "calls of one line overlap"
 
-    Place = tuple[tuple[int, ...], tuple[Any, ...], State]
-
-    def moves(place: Place) -> Iterator[tuple[Place, Call | None]]:
+    def moves(place: Any) -> Iterator[tuple[Any, Call | None]]:
         """One step of any call that need not wait for another one to end."""
         positions, progress, state = place
         open_calls = [

@@ -1,4 +1,4 @@
-"""Calls of threads and of processes that meet: some order of them, one by one, explains each answer.
+"""Calls of threads and processes that meet: some order of them, one by one, explains each answer.
 
 tests/history.py records and judges; its own tests come first here, on histories made by hand.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
+import os
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from crew import run
+from crew import PATIENCE_S, run
 from doors import verify
 from history import (
     Actor,
@@ -27,7 +28,6 @@ from history import (
     judge,
     linearizable,
     order,
-    overlaps,
     parts,
     require_linearizable,
 )
@@ -115,7 +115,8 @@ GOOD = {
     "one that read the clock and was overtaken": [
         call(0, 0, 9, "allow", True, at=0),
         call(1, 1, 2, "check", told(True, 1), at=30 * SECOND),
-        call(1, 3, 4, "peek", told(True, 0), at=30 * SECOND),
+        call(1, 3, 4, "peek", told(True, 1), at=30 * SECOND),
+        call(1, 10, 11, "peek", told(False, 0, 60.0), at=30 * SECOND),
     ],
     "both keys, and then neither": [
         call(0, 0, 5, "check_all", told(True, 0, quota=(1, MINUTE)), items=BOTH, at=[0, 0]),
@@ -248,7 +249,7 @@ def test_long_conflicts_are_searched_in_no_time() -> None:
     ]
     assert linearizable([rules], calls)
     wrong = [*calls, call(9, 2_000, 3_000, "peek", told(True, 3, quota=(12, MINUTE)))]
-    assert not linearizable([rules], wrong[:-2] + [replace_result(wrong[-2]), wrong[-1]])
+    assert not linearizable([rules], [*wrong[:-2], replace_result(wrong[-2]), wrong[-1]])
 
 
 def replace_result(wrong: Call) -> Call:
@@ -259,24 +260,25 @@ def replace_result(wrong: Call) -> Call:
 
 # (A meter that gives back after time has passed gives less than it took, which the checker's
 # model does not know: so where the clock moves, or is the system's, they give nothing back.)
-LOG_VERBS = ("allow", "allow", "check", "check", "peek", "reset", "refund", "reserve", "cancel", "commit")
-STILL_VERBS = LOG_VERBS
-PLAIN_VERBS = ("allow", "check", "check", "peek", "allow", "reset")
+PLAIN_VERBS = ("allow", "allow", "check", "check", "peek", "reset")
+VERBS = (*PLAIN_VERBS, "refund", "reserve", "cancel", "commit")
 
 
 def scenes() -> list[Scene]:
     made = []
     for algorithm in ALGORITHMS:
         is_log = algorithm == "sliding-log"
+        # Between two ticks, gcra gives back a tick's leakage less than it took.
+        start_ns = 1_234_567_890_123 if is_log else 1_234_567_890_000
         small = Rules(((3, MINUTE),), algorithm)
         large = Rules(((9, MINUTE),), algorithm)  # a log of so many does not fit into its slot
         double = Rules(((4, SECOND), (6, MINUTE)), algorithm)
         moves = (1, SECOND, 20 * SECOND, 40 * SECOND, MINUTE)
-        verbs = LOG_VERBS if is_log else PLAIN_VERBS
+        verbs = VERBS if is_log else PLAIN_VERBS
         made += [
-            Scene((small,), LOG_VERBS),
-            Scene((large,), LOG_VERBS, most=8),
-            Scene((double,), LOG_VERBS, calls=4),
+            Scene((small,), VERBS, start_ns=start_ns),
+            Scene((large,), VERBS, most=8, start_ns=start_ns),
+            Scene((double,), VERBS, calls=4, start_ns=start_ns),
             Scene((small, large), ("allow", "peek", "check_all", "check_all", "reset"), keys=2),
             Scene((small,), (*verbs, "advance", "advance"), moves_ns=moves),
             Scene((double,), (*verbs, "advance"), calls=4, moves_ns=(SECOND // 4, SECOND)),
@@ -320,3 +322,83 @@ def test_threads(scene: Scene) -> None:
     judge(scene, lines)
     for limiter in limiters:
         verify(limiter)
+
+
+# --- processes ----------------------------------------------------------------------------------
+
+PROCESSES = 3
+PROCESS_SCENES = [*SCENES, *SYSTEM_SCENES]
+
+
+def turns_of(folder: Path, nth: int) -> Any:
+    """A number for each process, where all of them see it."""
+    path = folder / f"turns-{nth}"
+    if not path.exists():
+        path.write_bytes(bytes(8 * PROCESSES))
+    with path.open("r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), 8 * PROCESSES)).cast("Q")
+
+
+def play_all(writer: Connection, line: int, folder: Path, rounds: int) -> None:
+    """In a process of its own: all scenes, one after the other, each with tables of its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[line % len(cores)]})  # else they may take turns on one
+    told: list[list[list[Call]]] = []
+    for nth, scene in enumerate(PROCESS_SCENES):
+        watch = Watch(scene.start_ns)
+        limiters = [
+            make_shared(scene, watch, folder / f"scene-{nth}-{number}", rules)
+            for number, rules in enumerate(scene.rules)
+        ]
+        actor = Actor(scene, line, limiters, watch)
+        told.append(actor.rounds(Gate(turns_of(folder, nth), line), 2, rounds))
+        for limiter in limiters:
+            limiter.close()
+    writer.send(told)
+
+
+def make_shared(scene: Scene, watch: Watch, path: Path, rules: Rules) -> RateLimiter:
+    # A process that is not given a core for a while must not be taken for one that stalls.
+    return rules.limiter(
+        clock=watch if scene.timed else None,
+        shared=path,
+        max_keys=2_000,
+        stall_timeout=60,
+        on_stall="wait",
+    )
+
+
+@needs_shared
+@pytest.mark.parametrize(("method", "rounds"), [("fork", 60), ("spawn", 20)])
+def test_processes_on_a_shared_table(method: str, rounds: int) -> None:
+    context = multiprocessing.get_context(method)
+    pipes = [context.Pipe(duplex=False) for _ in range(PROCESSES)]
+    with memory_folder() as folder:
+        for nth in range(len(PROCESS_SCENES)):
+            turns_of(folder, nth).release()
+        crew = [
+            context.Process(target=play_all, args=(writer, line, folder, rounds))
+            for line, (_, writer) in enumerate(pipes)
+        ]
+        for process in crew:
+            process.start()
+        try:
+            told = []
+            for reader, writer in pipes:
+                writer.close()
+                assert reader.poll(PATIENCE_S), "a process hangs"
+                told.append(reader.recv())
+                reader.close()
+        finally:
+            for process in crew:
+                process.join(5)
+                if process.exitcode is None:
+                    process.kill()
+                    process.join()
+    assert [process.exitcode for process in crew] == [0] * PROCESSES
+    met = [
+        judge(scene, lines, f"{method}: ")
+        for scene, lines in zip(PROCESS_SCENES, zip(*told, strict=True), strict=True)
+    ]
+    # Else nothing was tried: they must have been at it at the same time.
+    assert sum(met) > rounds, met
