@@ -577,6 +577,21 @@ def _yield() -> None:
         time.sleep(0)
 
 
+def _pin(line: int) -> None:
+    """This thread to a core: else the scheduler may have them take turns on one, and nobody meets
+    anybody."""
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[line % len(allowed)]})
+
+
+def cores() -> int:
+    """How many threads can run at the same time here."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Scene:
     """What the threads of a round may ask, at random."""
@@ -695,6 +710,7 @@ class Actor:
         return calls
 
     def rounds(self, gate: Gate, seed: int, rounds: int) -> list[list[Call]]:
+        _pin(self.line)
         try:
             return [self.play(self.script(seed, turn), gate, turn) for turn in range(1, rounds + 1)]
         finally:

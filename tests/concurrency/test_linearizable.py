@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
-import os
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,6 +24,7 @@ from history import (
     Scene,
     Told,
     Watch,
+    cores,
     judge,
     linearizable,
     order,
@@ -297,7 +297,7 @@ SYSTEM_SCENES = [
 
 SCENES = scenes()
 THREADS = 3
-ROUNDS = 25
+ROUNDS = 40
 
 
 def make(scene: Scene, watch: Watch, **options: Any) -> list[RateLimiter]:
@@ -319,30 +319,60 @@ def test_threads(scene: Scene) -> None:
         lines[line] = actor.rounds(Gate(turns, line), 1, ROUNDS)
 
     run(THREADS, work)
-    judge(scene, lines)
+    # Else nothing was tried: they must have been at it at the same time.
+    assert judge(scene, lines) > 0 or cores() == 1
     for limiter in limiters:
         verify(limiter)
 
 
+@pytest.mark.usefixtures("restless")
+def test_threads_that_cancel_the_same_reservation() -> None:
+    """One gives back, the others are told 0; none that it came too late."""
+    scene = Scene((Rules(((3, MINUTE),)),), ())
+    watch = Watch(scene.start_ns)
+    (limiter,) = make(scene, watch)
+    watch.readings()
+    rounds = 500
+    held = [limiter.reserve(("key", turn), 2) for turn in range(rounds)]
+    turns = [0] * THREADS
+    lines: list[list[list[Call]]] = [[]] * THREADS
+
+    def work(line: int) -> None:
+        actor, gate = Actor(scene, line, [limiter], watch), Gate(turns, line)
+        cancel, check = ("cancel", ((0, 0, 2),), "held"), ("check", ((0, 0, 1),), None)
+        try:
+            lines[line] = [
+                actor.play(
+                    [(*cancel, held[nth].cancel, ()), (*check, limiter.check, (("key", nth),))],
+                    gate,
+                    nth + 1,
+                )
+                for nth in range(rounds)
+            ]
+        finally:
+            gate.leave()
+
+    run(THREADS, work)
+    before = [
+        [Call(-1, "reserve", ((0, 0, 2),), Told.by(each.decision), 0, 0, (watch.ns,), "held")]
+        for each in held
+    ]
+    judge(scene, [before, *lines])
+
+
 # --- processes ----------------------------------------------------------------------------------
 
-PROCESSES = 3
 PROCESS_SCENES = [*SCENES, *SYSTEM_SCENES]
 
 
 def turns_of(folder: Path, nth: int) -> Any:
     """A number for each process, where all of them see it."""
-    path = folder / f"turns-{nth}"
-    if not path.exists():
-        path.write_bytes(bytes(8 * PROCESSES))
-    with path.open("r+b") as file:
-        return memoryview(mmap.mmap(file.fileno(), 8 * PROCESSES)).cast("Q")
+    with (folder / f"turns-{nth}").open("r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
 
 
 def play_all(writer: Connection, line: int, folder: Path, rounds: int) -> None:
     """In a process of its own: all scenes, one after the other, each with tables of its own."""
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[line % len(cores)]})  # else they may take turns on one
     told: list[list[list[Call]]] = []
     for nth, scene in enumerate(PROCESS_SCENES):
         watch = Watch(scene.start_ns)
@@ -369,13 +399,15 @@ def make_shared(scene: Scene, watch: Watch, path: Path, rules: Rules) -> RateLim
 
 
 @needs_shared
-@pytest.mark.parametrize(("method", "rounds"), [("fork", 60), ("spawn", 20)])
-def test_processes_on_a_shared_table(method: str, rounds: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "size", "rounds"), [("fork", 2, 100), ("spawn", 3, 15)], ids=["fork", "spawn"]
+)
+def test_processes_on_a_shared_table(method: str, size: int, rounds: int) -> None:
     context = multiprocessing.get_context(method)
-    pipes = [context.Pipe(duplex=False) for _ in range(PROCESSES)]
+    pipes = [context.Pipe(duplex=False) for _ in range(size)]
     with memory_folder() as folder:
         for nth in range(len(PROCESS_SCENES)):
-            turns_of(folder, nth).release()
+            (folder / f"turns-{nth}").write_bytes(bytes(8 * size))
         crew = [
             context.Process(target=play_all, args=(writer, line, folder, rounds))
             for line, (_, writer) in enumerate(pipes)
@@ -395,10 +427,9 @@ def test_processes_on_a_shared_table(method: str, rounds: int) -> None:
                 if process.exitcode is None:
                     process.kill()
                     process.join()
-    assert [process.exitcode for process in crew] == [0] * PROCESSES
+    assert [process.exitcode for process in crew] == [0] * size
     met = [
         judge(scene, lines, f"{method}: ")
         for scene, lines in zip(PROCESS_SCENES, zip(*told, strict=True), strict=True)
     ]
-    # Else nothing was tried: they must have been at it at the same time.
-    assert sum(met) > rounds, met
+    assert sum(met) > rounds or cores() == 1, met
