@@ -69,7 +69,7 @@ def _make_limits(limit: int, per_s: int) -> Subject:
 
 
 # --- throttled-py -------------------------------------------------------------------------------
-def _make_throttled(using: str, limit: int, per_s: int) -> Subject:
+def subject_of_throttled(using: str, limit: int, per_s: int) -> Subject:
     throttled = importlib.import_module("throttled")
     quota = throttled.per_duration(timedelta(seconds=per_s), limit, burst=limit)
     store = throttled.MemoryStore(options={"MAX_SIZE": MOST_KEYS})
@@ -194,10 +194,10 @@ PEERS: tuple[Peer, ...] = (
          "hand-written deque + dict + lock; never forgets a key"),
     Peer("limits", "limits", "moving window", True, _make_limits,
          "a timer thread scans all keys"),
-    Peer("throttled gcra", "throttled-py", "GCRA", False, partial(_make_throttled, "gcra"),
+    Peer("throttled gcra", "throttled-py", "GCRA", False, partial(subject_of_throttled, "gcra"),
          "store raised from 1,024 keys, beyond which it evicts live ones"),
     Peer("throttled sliding", "throttled-py", "sliding counter", False,
-         partial(_make_throttled, "sliding_window"),
+         partial(subject_of_throttled, "sliding_window"),
          "store raised from 1,024 keys; an estimate from two windows"),
     Peer("PyrateLimiter", "pyrate-limiter", "sliding log", True, _make_pyrate,
          "a bucket per key from its BucketFactory; one lock for all keys"),

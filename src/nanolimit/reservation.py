@@ -7,7 +7,7 @@ given back is exactly what was stamped: those units at that time, as long as the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nanolimit.clock import shown
 from nanolimit.errors import RateLimitExceeded, ReservationClosedError
@@ -40,7 +40,7 @@ class Reservation:
     two threads that settle it, one does.
     """
 
-    __slots__ = ("_cancelled", "_engine", "_tokens", "cost", "debt", "decision", "key")
+    __slots__ = ("_end", "_engine", "_token", "cost", "debt", "decision", "key")
 
     key: Key
     cost: int  # as reserved
@@ -48,14 +48,12 @@ class Reservation:
     debt: int  # after commit(): units that the window did not allow
 
     def __init__(self, engine: Limiter | Bundle, key: Key, cost: int) -> None:
-        self.decision, token = engine.count(key, cost)
+        self.decision, self._token = engine.count(key, cost)
         self._engine = engine
         self.key = key
         self.cost = cost
         self.debt = 0
-        self._cancelled = False
-        # Whoever takes it out settles; that is one step, with and without the GIL.
-        self._tokens: list[Any] = [token] if self.decision else []
+        self._end: dict[str, list[str]] = {}  # "how": who put that there settles
 
     @property
     def ok(self) -> bool:
@@ -80,7 +78,10 @@ class Reservation:
         actual = self.cost if actual_cost is None else whole_number("actual_cost", actual_cost)
         if actual < 0:
             raise ValueError(f"actual_cost must be >= 0, got {shown(actual)}")
-        token = self._settle("commit")
+        if not self._settle("commit"):
+            why = "it was settled before" if self.ok else "it was denied, so nothing is reserved"
+            raise ReservationClosedError(f"can't commit this reservation: {why}")
+        token = self._token
         if actual < self.cost and token is not None:
             self._engine.give_back(self.key, self.cost - actual, token)
         self.debt = self._take(actual - self.cost)
@@ -95,18 +96,20 @@ class Reservation:
         Raises:
             ReservationClosedError: It was committed before.
         """
-        if not self.ok or self._cancelled:
+        if not self.ok:
             return 0
-        token = self._settle("cancel")
-        self._cancelled = True
-        return 0 if token is None else self._engine.give_back(self.key, self.cost, token)
+        if not self._settle("cancel"):
+            if self._end["how"] == ["cancel"]:
+                return 0
+            raise ReservationClosedError("can't cancel this reservation: it was settled before")
+        if self._token is None:
+            return 0
+        return self._engine.give_back(self.key, self.cost, self._token)
 
-    def _settle(self, how: str) -> Any:
-        try:
-            return self._tokens.pop()
-        except IndexError:
-            why = "it was settled before" if self.ok else "it was denied, so nothing is reserved"
-            raise ReservationClosedError(f"can't {how} this reservation: {why}") from None
+    def _settle(self, how: str) -> bool:
+        """Whether it is this call that settles: one step, with and without the GIL."""
+        mine = [how]
+        return self.ok and self._end.setdefault("how", mine) is mine
 
     def _take(self, wanted: int) -> int:
         """Count as much of it as fits; return the rest."""
@@ -127,7 +130,7 @@ class Reservation:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._tokens:
+        if self.ok and not self._end:
             if exc_type is None:
                 self.commit()
             else:
@@ -145,7 +148,7 @@ class Reservation:
         self.__exit__(exc_type, exc, traceback)
 
     def __repr__(self) -> str:
-        state = "open" if self._tokens else "closed" if self.ok else "denied"
+        state = "denied" if not self.ok else "closed" if self._end else "open"
         return f"<Reservation of {self.cost}, {state}>"
 
 

@@ -33,6 +33,7 @@ def step(scene: str) -> str:
 SEMANTICS = "tests/unit/test_semantics.py::"
 FULL = "tests/unit/test_full.py::"
 ALGORITHMS = "tests/conformance/test_algorithms.py::"
+MEETING = "tests/concurrency/test_linearizable.py::test_processes_on_a_shared_table[fork]"
 RANDOM = "tests/c/test_core.py::test_every_answer_is_the_models[vector tags-gcc]"
 
 # What nl_log_deny does before it says no: whose slot it is, what it read, whose slot it is still.
@@ -598,5 +599,31 @@ MUTANTS = [
         "            if best < 0 or wait < longest:",
         "after retry_after the request must fit into all quotas",
         "tests/unit/test_several.py::test_the_decision_is_the_binding_quotas",
+    ),
+    # --- when calls meet ------------------------------------------------------------------------
+    Mutant(
+        "no-second-look",
+        CORE + "log.h",
+        "    if (log.used + cost > limit) {\n        if (view)",
+        "    if (0) {\n        if (view)",
+        "between the look without the slot and owning it, others have counted",
+        MEETING,
+    ),
+    Mutant(
+        "let-go-before-all-are-owned",
+        CORE + "claim.h",
+        "        if (owned && NL_LIKELY(nl_slot_is(c->slot, c->fp))) continue;\n",
+        "        if (owned && i) nl_slot_commit(c->slot, c->meta);\n"
+        "        if (owned && NL_LIKELY(nl_slot_is(c->slot, c->fp))) continue;\n",
+        "what is decided must still be so when it is counted",
+        MEETING,
+    ),
+    Mutant(
+        "what-was-seen-is-told",
+        CORE + "claim.h",
+        "    for (uint32_t i = 0; i < n; i++) claims[i].outcome = NL_ALLOWED; /* what",
+        "    /* what",
+        "a denial that changed under the eyes is decided anew, else its numbers are nobody's",
+        MEETING,
     ),
 ]

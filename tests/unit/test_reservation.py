@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from doors import verify
 from nanolimit import ManualClock, NanolimitError, RateLimiter, RateLimitExceeded, _core
 from nanolimit.errors import LimiterClosedError, ReservationClosedError
+from nanolimit.reservation import Reservation
 
 
 @pytest.fixture
@@ -248,3 +250,39 @@ def test_closed() -> None:
             verb("user")
     with pytest.raises(LimiterClosedError):
         reservation.commit(1)
+
+
+def cancelled_twice(reservation: Reservation, moment: int) -> list[int]:
+    """Cancels, and once more before so many instructions of it are done; what each was told."""
+    given: list[int] = []
+    left_to_go = moment
+
+    def look(frame: Any, event: str, _: Any) -> Any:
+        nonlocal left_to_go
+        if frame.f_code.co_filename != sys.modules[Reservation.__module__].__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left_to_go -= 1
+            if left_to_go == 0:
+                given.append(reservation.cancel())  # (nothing is traced in here)
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        given.append(reservation.cancel())
+    finally:
+        sys.settrace(before)
+    return given
+
+
+def test_another_thread_cancels_at_any_moment(limiter: RateLimiter) -> None:
+    """Between any two instructions of a cancel: who is late is told 0, as ever."""
+    moments = 0
+    while len(given := cancelled_twice(limiter.reserve("user", 3), moments + 1)) == 2:
+        moments += 1
+        assert sorted(given) == [0, 3]
+        assert left(limiter) == 1_000
+    assert given == [3]
+    assert moments > 10

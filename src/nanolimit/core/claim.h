@@ -12,7 +12,8 @@
  *   5. make room where a log must grow; if there is none, let go of all
  *   6. count, one by one, each by its one store, which also lets go of it. A death here has counted in some: never too few
  *
- * So what any two calls see of each other is one after the other (two-phase locking: Eswaran, Gray, Lorie and Traiger, 1976).
+ * So what any two calls that count see of each other is one after the other (two-phase locking: Eswaran, Gray, Lorie and Traiger, 1976).
+ * Who owns nothing, a peek or a denial, may see in step 6 that one has counted and, a moment later, that another has not yet.
  */
 #ifndef NL_CLAIM_H
 #define NL_CLAIM_H
@@ -124,16 +125,19 @@ NL_ALWAYS_INLINE bool nl_claims_deny(nl_claim *claims, uint32_t n, bool views) {
     }
     if (!denied) return false;
     denied = false;
-    for (uint32_t i = 0; i < n; i++) { /* it may have changed between the two looks */
+    bool seen = true;
+    for (uint32_t i = 0; seen && i < n; i++) { /* it may have changed between the two looks */
         nl_claim *c = &claims[i];
         if (!c->slot) {
             nl_view_empty(&c->view, c->limit, c->now.ns);
             continue;
         }
-        if (!nl_claim_peek(c)) return false;
-        denied |= c->outcome == NL_DENIED;
+        seen = nl_claim_peek(c);
+        denied |= seen && c->outcome == NL_DENIED;
     }
-    return denied;
+    if (seen && denied) return true;
+    for (uint32_t i = 0; i < n; i++) claims[i].outcome = NL_ALLOWED; /* what one of them said is not the answer: none has a say yet */
+    return false;
 }
 
 /* Step 2. NL_ALLOWED: *n of them, in `order`, have slots; the others pass uncounted, for want of room. NL_DENIED: for want of room.
