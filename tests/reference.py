@@ -117,9 +117,9 @@ class Reference:
         live = self.live(key, now_ns)
         missing = len(live) + cost - self.limit  # so many stamps must leave first
         return Verdict(
-            allowed=missing <= 0,
+            allowed=missing <= 0 or cost == 0,
             remaining=self.limit - len(live),
-            retry_after_ns=self._until(live[missing - 1], now_ns) if missing > 0 else 0,
+            retry_after_ns=self._until(live[missing - 1], now_ns) if missing > 0 and cost else 0,
             reset_after_ns=self._until(live[-1], now_ns) if live else 0,
             refill_after_ns=self._until(live[0], now_ns) if live else 0,
         )

@@ -180,7 +180,7 @@ cdef class Bundle:
             return glance(self, claims, &r), None
         cdef int outcome = settle_all(self, judge(self, claims, &r, True), key, claims, &r, True)
         token = None
-        if outcome & NL_ALLOWED and not outcome & NL_EXEMPT:
+        if outcome & NL_ALLOWED and not outcome & (NL_EXEMPT | NL_UNDECIDED):
             token = tuple([
                 None if claims[i].outcome & NL_UNTRACKED else token_of(claims[i].table, &claims[i].view) for i in range(self.n)
             ])
@@ -188,10 +188,16 @@ cdef class Bundle:
 
     def give_back(self, key, units, token=None):
         """Gives back up to so many units: those of a token, or (None) the last ones. How many still counted somewhere."""
+        cdef Limiter limiter
+        many = self.records is not None or token is not None
+        if not many:
+            for limiter in self.limiters:
+                limiter.units(units)
         given = 0
         for i in range(self.n):
+            limiter = self.limiters[i]
             if token is None or token[i] is not None:
-                given = max(given, (<Limiter>self.limiters[i]).give_back(key, units, None if token is None else token[i]))
+                given = max(given, limiter.give_back(key, units, None if token is None else token[i], many=many))
         return given
 
     # -- batches
@@ -393,7 +399,7 @@ cdef Decision decision_of(Bundle bundle, nl_claim *claims, int outcome, nl_reque
     cdef uint32_t i, best
     if r.standing.blocked_ns and not fits:  # a block denies whatever the logs say
         fits = True
-        for i in range(bundle.n):
+        for i in range(bundle.n if not r.exempt else 0):
             if not claims[i].outcome & NL_ALLOWED:
                 fits = False
     best = <uint32_t>binding_of(claims, bundle.n, fits)

@@ -145,6 +145,7 @@ cdef extern from "core/batch.h" nogil:
     void nl_count(nl_counters *, uint32_t, uint32_t, uint64_t)
     void nl_count_serial(uint64_t *, uint32_t, uint64_t)
     uint32_t nl_rule_most(const nl_rule *)
+    uint32_t nl_limit_rounded(uint32_t)
     nl_table *nl_table_after(const nl_table *)
     uint32_t nl_my_stripe()
     void nl_drop(void *, size_t)
@@ -205,7 +206,7 @@ cdef extern from "core/record.h" nogil:
     ctypedef struct nl_standing:
         nl_fingerprint fp
         nl_now now
-        bint limits_known, struck_before, blocks
+        bint limits_known, exempt, struck_before, blocks
         uint64_t blocked_ns
     const uint64_t NL_RECORD_WINDOW_NS, NL_RECORD_NEVER, NL_RECORD_TICK_NS
     const uint32_t NL_RECORD_FLAG
@@ -793,9 +794,9 @@ cdef class Limiter:
         cdef double seconds
         cdef uint64_t now_ns = self.now(&seconds)
         self.be_ready()
-        config.limit = most
-        if old.rule.algorithm == 0 and config.limit < NL_LIMIT_MOST:
-            config.limit = NL_LIMIT_MOST  # so that it holds any log that there can be, and the next change needs no table
+        config.limit = max(most, nl_rule_most(&old.rule))  # its logs must fit
+        if old.rule.algorithm == 0:
+            config.limit = nl_limit_rounded(config.limit)  # what costs no more: the next change needs no table
         config.window_ns = window_ns
         config.max_keys = old.slab.most
         config.on_full = old.on_full
@@ -1063,16 +1064,17 @@ cdef class Limiter:
             return d, None
         return d, token_of(table_of(self), &d.view)
 
-    def give_back(self, key, units, token=None):
-        """Gives back up to so many units of a token, or (None) of those counted last. How many still counted."""
+    def give_back(self, key, units, token=None, *, bint many=False):
+        """Gives back up to so many units of a token, or (None) of those counted last. How many still counted. many: it may be more
+        than the limit, for the key may have another one."""
         cdef nl_table *t = <nl_table *>self.table
         cdef nl_fingerprint fp
         cdef double seconds
         cdef uint64_t now_ns, tick = NL_NEWEST if token is None else token[0]
         cdef uint32_t wanted, given = 0
-        if not self.is_governed():
+        if not many and token is None and not self.is_governed():
             wanted = self.units(units)
-        else:  # it may have a limit of its own
+        else:
             wanted = min(whole_cost(units), nl_rule_most(&t.rule))
         self.be_ready()
         fingerprint(t, key, &fp)

@@ -35,7 +35,7 @@ cdef int ask(Bundle b, object key, object cost, object quota, nl_claim *claims, 
                 with nogil:
                     outcome = nl_policy_limits(<nl_policy *>b.policy, claims, b.n, &r.standing, own is None, NL_WAITING)
                 (<Limiter>b.records).refuse_if_stalled(outcome & NL_WOULD_WAIT != 0)
-        r.exempt = outcome & NL_EXEMPT != 0
+        r.exempt = r.standing.exempt = outcome & NL_EXEMPT != 0
         r.standing.limits_known = True
     for i in range(b.n):
         if own is not None and own[i] is not None:
@@ -64,8 +64,6 @@ cdef inline int stand(Bundle b, object key, nl_fingerprint fp, nl_request *r) ex
 
 
 cdef int judge(Bundle b, nl_claim *claims, nl_request *r, bint views, int patience=NL_QUICKLY) noexcept nogil:
-    if r.exempt:
-        return NL_ALLOWED | NL_EXEMPT
     if r.governed:
         return nl_policy_check(<nl_policy *>b.policy, claims, b.n, &r.standing, views, patience)
     return nl_claims_check(claims, b.n, views, patience)

@@ -25,7 +25,7 @@ enum { NL_CLAIMS_MOST = 64, NL_QUOTAS_MOST = 8 /* of one limiter */ };
 typedef struct {
     nl_table *table;
     nl_fingerprint fp;
-    uint32_t limit, cost; /* cost 0: must be no more than full, and counts nothing */
+    uint32_t limit, cost; /* cost 0: always fits, and counts nothing */
     nl_now now;
     nl_slot *slot;
     uint64_t meta;        /* as published, while the slot is owned */
@@ -76,7 +76,7 @@ static inline bool nl_claim_peek(nl_claim *c) {
         return c->outcome != NL_UNDECIDED;
     }
     if (!nl_log_peek(&t->rule, &t->chunks, c->slot, c->fp, c->now, c->limit, c->cost, &c->view)) return false;
-    c->outcome = c->view.used + c->cost > c->limit ? NL_DENIED : NL_ALLOWED;
+    c->outcome = c->cost && c->view.used + c->cost > c->limit ? NL_DENIED : NL_ALLOWED;
     return true;
 }
 
@@ -89,7 +89,7 @@ static inline nl_outcome nl_claim_decide(nl_claim *c, bool views) {
         if (views) nl_meter_view(&t->rule, &c->meter, c->limit, c->cost, c->now, &c->view);
     } else {
         nl_log_read_owned(&t->rule, &t->chunks, c->slot, &c->meta, c->now, &c->log);
-        c->outcome = c->log.used + c->cost > c->limit ? NL_DENIED : NL_ALLOWED;
+        c->outcome = c->cost && c->log.used + c->cost > c->limit ? NL_DENIED : NL_ALLOWED;
         if (views) nl_log_view(&c->log, c->limit, c->outcome == NL_DENIED ? c->cost : 0, c->now, &c->view);
     }
     return c->outcome;
@@ -118,7 +118,7 @@ NL_ALWAYS_INLINE bool nl_claims_deny(nl_claim *claims, uint32_t n, bool views) {
         nl_claim *c = &claims[i];
         c->outcome = NL_ALLOWED;
         c->slot = nl_find(c->table, c->fp);
-        if (!c->slot || nl_claim_deny(c) != NL_DENIED) continue;
+        if (!c->slot || !c->cost || nl_claim_deny(c) != NL_DENIED) continue;
         c->outcome = NL_DENIED;
         denied = true;
         if (!views) return true;

@@ -44,6 +44,9 @@ static inline uint32_t nl_rule_most(const nl_rule *rule) {
     return !rule->shape.has_chunks ? rule->shape.inline_stamps : rule->shape.field_mask;
 }
 
+/* The largest limit for which a table's slots look the same. */
+static inline uint32_t nl_limit_rounded(uint32_t limit) { return limit <= 6 ? 6 : (1u << nl_bit_length32(limit)) - 1; }
+
 static inline uint32_t nl_limit_most(uint32_t algorithm) { return algorithm ? NL_METER_LIMIT_MOST : NL_LIMIT_MOST; }
 
 NL_ALWAYS_INLINE nl_now nl_rule_now(const nl_rule *rule, uint64_t now_ns) {

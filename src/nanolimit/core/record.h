@@ -46,7 +46,8 @@ typedef struct { /* one request on its way through a limiter's policies */
     nl_fingerprint fp;   /* as of the records' table */
     nl_now now;          /* in its ticks */
     nl_stage stage;
-    bool limits_known;   /* the claims have their limits */
+    bool limits_known;   /* the claims have their limits, */
+    bool exempt;         /* or the key has none */
     bool struck_before;  /* it was denied before, in a row */
     bool blocks;         /* this request's denial led to a block */
     uint64_t blocked_ns; /* until when it is blocked */
@@ -210,16 +211,17 @@ static NL_NOINLINE nl_outcome nl_penalty_prolong(const nl_policy *p, nl_standing
 /* Puts the limits of a key's own into its claims. NL_ALLOWED|NL_EXEMPT: it has none. NL_UNDECIDED: now the logs decide. NL_WOULD_WAIT. */
 static inline nl_outcome nl_policy_limits(const nl_policy *p, nl_claim *claims, uint32_t n, const nl_standing *s, bool limits_too,
                                           nl_patience patience) {
+    nl_outcome exempt = NL_UNDECIDED;
     for (uint32_t i = 0; p->quotas && i < (limits_too ? n : 1); i++) {
         nl_record r;
         nl_outcome outcome = nl_record_read(p->records, nl_record_key(s->fp, NL_RECORD_QUOTA + i), s->now, patience, &r);
         if (outcome == NL_WOULD_WAIT) return NL_WOULD_WAIT;
         if (outcome != NL_ALLOWED) continue;
-        if (!i && r.word & NL_RECORD_FLAG) return (nl_outcome)(NL_ALLOWED | NL_EXEMPT);
+        if (!i && r.word & NL_RECORD_FLAG) exempt = (nl_outcome)(NL_ALLOWED | NL_EXEMPT);
         const uint32_t limit = r.word & ~NL_RECORD_FLAG, most = nl_rule_most(&claims[i].table->rule);
         if (limits_too && limit) claims[i].limit = limit < most ? limit : most; /* (records may outlive the table that they were made for) */
     }
-    return NL_UNDECIDED;
+    return exempt;
 }
 
 /* Is the key blocked? NL_BLOCKED, NL_UNDECIDED or NL_WOULD_WAIT. */
@@ -243,6 +245,8 @@ static inline nl_outcome nl_policy_check(const nl_policy *p, nl_claim *claims, u
         if (outcome == NL_BLOCKED && p->prolong) outcome = (nl_outcome)(NL_BLOCKED | (nl_penalty_prolong(p, s, patience) & NL_WOULD_WAIT));
         if (outcome & NL_WOULD_WAIT) return NL_WOULD_WAIT;
         if (outcome == NL_BLOCKED) return NL_BLOCKED;
+        if (s->exempt) return (nl_outcome)(NL_ALLOWED | NL_EXEMPT);
+        outcome = NL_UNDECIDED;
         if (!s->limits_known) outcome = nl_policy_limits(p, claims, n, s, true, patience);
         if (outcome != NL_UNDECIDED) return outcome;
         s->stage = NL_STAGE_LOGS;

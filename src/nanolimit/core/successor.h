@@ -26,7 +26,16 @@ static inline uint64_t nl_tick_in(const nl_rule *to, const nl_rule *from, uint64
     return ns / to->tick_ns + (ns % to->tick_ns != 0);
 }
 
-/* Writes a log's stamps into a slot that one owns, and that is empty. False: there is no memory for them. */
+/* How many of a log's stamps count in the new window too: its newest. */
+static inline uint32_t nl_log_left(const nl_rule *to, const nl_rule *from, const nl_log *log, uint64_t now_ns) {
+    uint64_t newest = nl_tick_in(to, from, log->newest_tick), now = nl_rule_now(to, now_ns).tick;
+    uint32_t out = 0;
+    if (now < newest) now = newest - 1;
+    while (out < log->used && now - nl_tick_in(to, from, nl_log_tick(log, log->expired + out)) + 1 > to->window) out++;
+    return log->used - out;
+}
+
+/* Writes a log's stamps into a slot that one owns, and that is empty. NL_NO_CHUNK: there is no memory for them. */
 static inline nl_outcome nl_log_adopt(nl_table *t, nl_slot *slot, uint64_t *meta, const nl_rule *from, const nl_log *log, uint32_t count,
                                       nl_patience patience) {
     const nl_shape s = t->rule.shape;
@@ -76,7 +85,8 @@ static inline nl_outcome nl_move_log(nl_table *from, nl_slot *slot, uint64_t met
     nl_log log;
     nl_meter m;
     nl_log_read_owned(&from->rule, &from->chunks, slot, &meta, now, &log);
-    if (!log.used) return NL_ALLOWED;
+    uint32_t left = log.used ? nl_log_left(&to->rule, &from->rule, &log, now.ns) : 0;
+    if (!left && !(from->rule.algorithm && log.used)) return NL_ALLOWED;
     if (from->rule.algorithm && (!nl_meter_read(&from->rule, slot, meta, now, limit, &m) || !m.live)) return NL_ALLOWED;
     for (int tries = 0;; tries++) {
         outcome = nl_own_here(to, fp, nl_rule_now(&to->rule, now.ns), patience, &own, &own_meta, &displaced);
@@ -87,7 +97,7 @@ static inline nl_outcome nl_move_log(nl_table *from, nl_slot *slot, uint64_t met
             return NL_ALLOWED;
         }
         if (from->rule.algorithm) own_meta = nl_meter_adopt(to, own, own_meta, &from->rule, m, now, limit);
-        else outcome = nl_log_adopt(to, own, &own_meta, &from->rule, &log, log.used, patience);
+        else outcome = nl_log_adopt(to, own, &own_meta, &from->rule, &log, left, patience);
         nl_slot_commit(own, own_meta);
         if (outcome == NL_ALLOWED || outcome == NL_WOULD_WAIT) return outcome;
         if (!nl_chunks_commit(&to->chunks, to->page_bytes) || tries == 8) break;

@@ -716,7 +716,7 @@ static inline nl_outcome nl_peek_at(nl_table *t, nl_fingerprint fp, uint64_t now
             nl_slot_commit(slot, meta);
             if (!same) continue;
         }
-        return view->used + cost <= limit ? NL_ALLOWED : NL_DENIED;
+        return !cost || view->used + cost <= limit ? NL_ALLOWED : NL_DENIED; /* (a limit may have been lowered) */
     }
 }
 

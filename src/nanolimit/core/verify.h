@@ -72,7 +72,8 @@ static inline const char *nl_verify_log(const nl_table *t, uint32_t id, const nl
     if (selector == 3 || (selector && !s.has_chunks)) NL_BROKEN("slot %u: selector %u", id, selector);
     if (!ring.capacity || head >= ring.capacity || count > ring.capacity)
         NL_BROKEN("slot %u: head %u, count %u leave a ring of %u", id, head, count, ring.capacity);
-    if (count > t->rule.limit && count > t->head->limit) NL_BROKEN("slot %u: %u stamps above the limit of %u", id, count, t->rule.limit);
+    /* more than its limit: that was lowered, or is another one for some key or call */
+    if (count > nl_rule_most(&t->rule)) NL_BROKEN("slot %u: %u stamps where there can be %u", id, count, nl_rule_most(&t->rule));
     for (uint32_t i = 0; i < count; i++) {
         uint32_t age = nl_ring_get(ring, head, count - 1) - nl_ring_get(ring, head, i);
         if (age > t->rule.window) NL_BROKEN("slot %u: stamp %u of %u is %u ticks older than the newest", id, i, count, age);
