@@ -31,7 +31,8 @@ THREAD = ["-fsanitize=thread", "-DNL_PORTABLE_TAGS"]
 
 #: rounds of each test of threads.c, in a second or so
 RACES = {
-    "hot": 1_500, "sliding": 600, "clear": 1_000, "full": 2_000, "claims": 200_000, "meters": 1_500,
+    "hot": 1_500, "sliding": 600, "clear": 1_000, "full": 2_000, "claims": 200_000, "heirs": 20_000,
+    "meters": 1_500,
     "fork": 40,
 }  # fmt: skip
 

@@ -8,6 +8,8 @@
  *   full     a table that is full and displaces: every newcomer gets in, the table stays sound
  *   claims   several keys of several tables at once, all or nothing, and some given back: at the end each log holds exactly what was
  *            counted and not given back
+ *   heirs    a table's keys move to its successor's table, and on to the next, while all go on: exactly `limit` get in all the same,
+ *            and nobody finds a key empty that was counted
  *   meters   the same for the algorithms that keep no log: exactly `limit` at one instant, and with a clock that moves on never more than
  *            each algorithm's law. What is refunded at once was never there
  *   fork     children forked in the middle of all that find a sound table and can use it (not on Windows)
@@ -21,6 +23,7 @@
 #include "clock.h"
 #include "crew.h"
 #include "refund.h"
+#include "successor.h"
 #include "verify.h"
 #include "walk.h"
 
@@ -457,6 +460,102 @@ static void run_claims(uint32_t rounds, uint32_t threads) {
     for (int i = 0; i < 4; i++) run_claims_with(algorithms[i], rounds / 4, threads);
 }
 
+/* --- successors ---------------------------------------------------------------------------------------------------- */
+
+enum { HEIRS = 12, HEIR_KEYS = 40 };
+
+typedef struct {
+    nl_table tables[HEIRS];
+    uint32_t current, rounds, limit, algorithm;
+    uint64_t now;
+    uint64_t counted[CREW_MOST][HEIR_KEYS], others[CREW_MOST][16], moved[CREW_MOST][16];
+} dynasty;
+
+/* Whatever table a thread has last heard of is asked; who is told that it has moved asks the successor. */
+static void heirs_work(void *shared, uint32_t self) {
+    dynasty *d = shared;
+    uint64_t state = self + 5;
+    nl_table *t = &d->tables[0];
+    for (uint32_t round = 0; round < d->rounds || nl_load32(&d->current) + 1 < HEIRS; round++) {
+        uint64_t random = next_random(&state);
+        uint32_t key = (uint32_t)(random % HEIR_KEYS);
+        bool other = (random >> 8 & 7) == 0; /* many keys: so that segments split while they move */
+        nl_fingerprint fp = key_of(other ? HEIR_KEYS + (random >> 16) % 4000 : key);
+        if (!(random >> 12 & 3)) t = &d->tables[nl_load32_acquire(&d->current)];
+        nl_view view;
+        nl_outcome outcome = nl_check_any(t, fp, d->now, 1, random >> 14 & 1 ? NL_QUICKLY : NL_WAITING, random >> 15 & 1 ? &view : NULL);
+        while (outcome & (NL_MOVED | NL_WOULD_WAIT)) {
+            if (outcome & NL_MOVED) CREW_REQUIRE((t = nl_table_after(t)), "moved, but where to?");
+            d->moved[self][0] += (outcome & NL_MOVED) != 0;
+            outcome = nl_check_any(t, fp, d->now, 1, NL_WAITING, NULL);
+        }
+        CREW_REQUIRE(!(outcome & ~NL_ALLOWED), "outcome %d", (int)outcome);
+        if (other) d->others[self][0] += outcome & NL_ALLOWED;
+        else d->counted[self][key] += outcome & NL_ALLOWED;
+        if ((random >> 40 & 31) == 0 && !other) { /* a peek never finds a key empty that has once been counted */
+            nl_table *at = t;
+            while ((outcome = nl_peek(at, fp, d->now, 1, NL_WAITING, &view)) & NL_MOVED) at = nl_table_after(at);
+            CREW_REQUIRE(view.used > 0 && view.used <= d->limit, "%u of %u", view.used, d->limit);
+        }
+    }
+}
+
+static void open_heir(dynasty *d, uint32_t i) {
+    static const uint64_t windows[] = {WINDOW_NS, (uint64_t)WINDOW_NS * 60, (uint64_t)WINDOW_NS * 3};
+    nl_config config = {i ? 511 : d->limit, windows[i % 3], 1 << 14, NL_ON_FULL_DENY, {1, 2}, 0, d->algorithm};
+    CREW_REQUIRE(nl_table_open(&d->tables[i], &config), "no table");
+    d->tables[i].head->limit = d->limit;
+}
+
+static void heirs_come(void *shared) {
+    dynasty *d = shared;
+    for (uint32_t i = 1; i < HEIRS; i++) {
+        open_heir(d, i);
+        nl_succeed(&d->tables[i - 1], &d->tables[i], d->now);
+        nl_store32_release(&d->current, i);
+        nl_move_all(&d->tables[i - 1], &d->tables[i]);
+        for (uint32_t number = 0; number < d->tables[i - 1].head->segments; number++)
+            CREW_REQUIRE(!d->tables[i - 1].segments[number].used, "%u keys are left", d->tables[i - 1].segments[number].used);
+        nl_table_drop(&d->tables[i - 1]);
+    }
+}
+
+static void run_heirs_with(uint32_t limit, uint32_t algorithm, uint32_t rounds, uint32_t threads) {
+    static dynasty d;
+    memset(&d, 0, sizeof d);
+    d.rounds = rounds;
+    d.limit = limit;
+    d.algorithm = algorithm;
+    d.now = (uint64_t)10000 * WINDOW_NS;
+    open_heir(&d, 0);
+    crew_run(threads, heirs_work, &d, heirs_come);
+    uint64_t moved = 0, others = 0, lived = 0;
+    for (uint32_t key = 0; key < HEIR_KEYS; key++) {
+        uint64_t counted = 0;
+        nl_view view;
+        for (uint32_t j = 0; j < threads; j++) counted += d.counted[j][key];
+        nl_peek(&d.tables[HEIRS - 1], key_of(key), d.now, 1, NL_WAITING, &view);
+        CREW_REQUIRE(view.used == counted, "key %u: its log holds %u units, %" PRIu64 " were counted", key, view.used, counted);
+        CREW_REQUIRE(counted == limit, "key %u: %" PRIu64 " of %u were allowed", key, counted, limit);
+    }
+    for (uint32_t key = HEIR_KEYS; key < HEIR_KEYS + 4000; key++) {
+        nl_view view;
+        nl_peek(&d.tables[HEIRS - 1], key_of(key), d.now, 1, NL_WAITING, &view);
+        lived += view.used;
+    }
+    for (uint32_t j = 0; j < threads; j++) moved += d.moved[j][0], others += d.others[j][0];
+    CREW_REQUIRE(lived == others, "the others hold %" PRIu64 " units, %" PRIu64 " were counted", lived, others);
+    CREW_REQUIRE(moved, "nobody came too late");
+    verify(&d.tables[HEIRS - 1]);
+    for (uint32_t i = 0; i < HEIRS; i++) nl_table_close(&d.tables[i]);
+}
+
+static void run_heirs(uint32_t rounds, uint32_t threads) {
+    run_heirs_with(5, NL_SLIDING_LOG, rounds, threads);
+    run_heirs_with(300, NL_SLIDING_LOG, rounds, threads);
+    run_heirs_with(5, NL_FIXED_WINDOW, rounds, threads);
+}
+
 /* --- meters ------------------------------------------------------------------------------------------------------- */
 
 static nl_outcome check_any(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_view *view) {
@@ -666,6 +765,7 @@ int main(int argc, char **argv) {
         void (*run)(uint32_t rounds, uint32_t threads);
     } tests[] = {
         {"hot", run_hot}, {"sliding", run_sliding}, {"clear", run_clear}, {"full", run_full}, {"claims", run_claims},
+        {"heirs", run_heirs},
         {"meters", run_meters},
 #if !defined(_WIN32)
         {"fork", run_fork},
@@ -679,6 +779,6 @@ int main(int argc, char **argv) {
         printf("%s: %u rounds by %u threads\n", tests[i].name, rounds, threads);
         return 0;
     }
-    fprintf(stderr, "threads hot|sliding|clear|full|claims|meters|fork ROUNDS [THREADS]\n");
+    fprintf(stderr, "threads hot|sliding|clear|full|claims|heirs|meters|fork ROUNDS [THREADS]\n");
     return 2;
 }

@@ -4,9 +4,9 @@
  * moved. The new one is used at once: a key that is not in it is first looked for in the old one, and moved. Somebody walks the
  * old one meanwhile and moves the rest; then nothing is left of it but address space, for calls that are still inside.
  *
- * A key moves under its old slot's lock: its log is read, written in the new table, and only then is the old slot freed. Who comes to
- * the old slot in between waits; who comes to the new table finds no key there, looks for it here, and waits as well. (A fork in
- * between leaves both to the child: what is in the new table counts then.)
+ * A key moves under its old slot's lock: its log is read, written in the new table, and then the old slot is freed. Who comes to the
+ * old slot in between waits; who comes to the new table finds no key there, or one whose slot is owned, and waits as well. All of it
+ * is within the gate (lock.h): the child of a fork finds the key in one of the tables.
  *
  * Stamps are rounded up to the new ticks: never one too many. A window that has become longer finds older stamps gone: it is exact
  * after one of them has passed.
@@ -74,9 +74,9 @@ static inline uint64_t nl_meter_adopt(nl_table *t, nl_slot *slot, uint64_t meta,
     return nl_meter_write(slot, meta, &m);
 }
 
-/* Of a slot of the old table that one owns: has the new one the key's log afterwards? NL_ALLOWED, or NL_WOULD_WAIT. Nothing else keeps
- * it from it: where there is no room, the log is lost, and counted as evicted. */
-static inline nl_outcome nl_move_log(nl_table *from, nl_slot *slot, uint64_t meta, nl_table *to, nl_fingerprint fp, nl_patience patience) {
+/* Of a slot of the old table that one owns: gives the new one its log. NL_ALLOWED, or NL_WOULD_WAIT: nothing was done. Where there is
+ * no room, the log is lost, and counted as evicted. Within the gate. */
+static inline nl_outcome nl_move_log(nl_table *from, nl_slot *slot, uint64_t meta, nl_table *to, nl_fingerprint fp) {
     nl_outcome displaced = NL_DENIED, outcome;
     const uint32_t limit = nl_load32(&from->head->limit);
     const nl_now now = nl_rule_now(&from->rule, nl_load64(&to->moved_ns));
@@ -88,26 +88,25 @@ static inline nl_outcome nl_move_log(nl_table *from, nl_slot *slot, uint64_t met
     uint32_t left = log.used ? nl_log_left(&to->rule, &from->rule, &log, now.ns) : 0;
     if (!left && !(from->rule.algorithm && log.used)) return NL_ALLOWED;
     if (from->rule.algorithm && (!nl_meter_read(&from->rule, slot, meta, now, limit, &m) || !m.live)) return NL_ALLOWED;
-    for (int tries = 0;; tries++) {
-        outcome = nl_own_here(to, fp, nl_rule_now(&to->rule, now.ns), patience, &own, &own_meta, &displaced);
-        if (outcome == NL_WOULD_WAIT) return NL_WOULD_WAIT;
-        if (outcome != NL_ALLOWED) break;
-        if (nl_meta_count(to->rule.shape, own_meta)) { /* it was moved before a fork: that is the child's */
-            nl_slot_commit(own, own_meta);
-            return NL_ALLOWED;
+    outcome = nl_own_here(to, fp, nl_rule_now(&to->rule, now.ns), NL_QUICKLY, &own, &own_meta, &displaced);
+    if (outcome == NL_WOULD_WAIT) return NL_WOULD_WAIT;
+    if (outcome == NL_ALLOWED && from->rule.algorithm) {
+        own_meta = nl_meter_adopt(to, own, own_meta, &from->rule, m, now, limit);
+    } else if (outcome == NL_ALLOWED) {
+        /* The slot is in the index: it must not be let go of, empty, for want of memory. So for once memory is asked for under a lock. */
+        for (int tries = 0; tries < 8; tries++) {
+            outcome = nl_log_adopt(to, own, &own_meta, &from->rule, &log, left, NL_WAITING);
+            if (outcome == NL_ALLOWED || !nl_chunks_commit(&to->chunks, to->page_bytes)) break;
         }
-        if (from->rule.algorithm) own_meta = nl_meter_adopt(to, own, own_meta, &from->rule, m, now, limit);
-        else outcome = nl_log_adopt(to, own, &own_meta, &from->rule, &log, left, patience);
-        nl_slot_commit(own, own_meta);
-        if (outcome == NL_ALLOWED || outcome == NL_WOULD_WAIT) return outcome;
-        if (!nl_chunks_commit(&to->chunks, to->page_bytes) || tries == 8) break;
     }
-    nl_count(&to->head->counters, nl_my_stripe(), NL_COUNT_EVICTED, 1);
+    if (!(outcome & NL_UNTRACKED)) nl_slot_commit(own, own_meta);
+    if (outcome != NL_ALLOWED) nl_count(&to->head->counters, nl_my_stripe(), NL_COUNT_EVICTED, 1);
     return NL_ALLOWED;
 }
 
 /* Moves a key, if the old table has it. NL_ALLOWED: it is not there any more, nor will be. NL_WOULD_WAIT. */
 static inline nl_outcome nl_move_key(nl_table *from, nl_table *to, nl_fingerprint fp, nl_patience patience) {
+    nl_wait w = {0, 0, 0};
     for (;;) {
         nl_slot *slot;
         uint64_t meta;
@@ -119,20 +118,20 @@ static inline nl_outcome nl_move_key(nl_table *from, nl_table *to, nl_fingerprin
             nl_slot_commit(slot, meta);
             continue;
         }
-        if (nl_move_log(from, slot, meta, to, fp, patience) == NL_WOULD_WAIT) {
-            nl_slot_commit(slot, meta);
-            return NL_WOULD_WAIT;
-        }
-        /* Waits for a segment while it owns a slot: who has the segment only tries slots. */
         nl_gate_enter(&from->us);
-        nl_segment *segment = nl_segment_lock(from, fp, NL_WAITING, &number);
-        nl_free_slot(from, segment, nl_segment_buckets(from, number), fp, slot);
-        nl_unlock(&segment->lock);
-        nl_slot_scrub(from, slot);
-        uint32_t id = nl_slab_id(&from->slab, slot);
-        nl_slab_give(&from->us, &from->slab, &id, 1);
+        nl_outcome outcome = nl_move_log(from, slot, meta, to, fp);
+        if (outcome == NL_ALLOWED) { /* waits for a segment while it owns a slot: who has the segment only tries slots */
+            nl_segment *segment = nl_segment_lock(from, fp, NL_WAITING, &number);
+            nl_free_slot(from, segment, nl_segment_buckets(from, number), fp, slot);
+            nl_unlock(&segment->lock);
+            nl_slot_scrub(from, slot);
+            uint32_t id = nl_slab_id(&from->slab, slot);
+            nl_slab_give(&from->us, &from->slab, &id, 1);
+        } else {
+            nl_slot_commit(slot, meta);
+        }
         nl_gate_leave(&from->us);
-        return NL_ALLOWED;
+        if (outcome == NL_ALLOWED || !nl_wait_on(&from->us, &w, patience, 0)) return outcome;
     }
 }
 
