@@ -26,6 +26,7 @@ class Penalty:
     block_end: int
     level: int = 0
     strikes: int = 0
+    by_hand: bool = False
 
     def blocks(self, now: int) -> bool:
         return now < self.block_end
@@ -135,7 +136,7 @@ class Policies:
 
     def _prolonged(self, key: Hashable, now_ns: int, seen: Judgement) -> Judgement:
         penalty = self.penalties[key]
-        if self.backoff is None or not self.backoff.prolong or not penalty.level:
+        if self.backoff is None or not self.backoff.prolong or penalty.by_hand:
             return seen
         end = _up(now_ns) + self._block_ticks(penalty.level - 1)
         if end <= penalty.block_end:
@@ -151,7 +152,7 @@ class Policies:
         level = before.level if before is not None else 0
         end = _up(now_ns) + _up(duration_ns)
         forgive = self.backoff.forgive_ms * 1_000 if self.backoff is not None and level else 0
-        self.penalties[key] = Penalty(end + forgive, end, level)
+        self.penalties[key] = Penalty(end + forgive, end, level, by_hand=True)
 
     def unblock(self, key: Hashable, now_ns: int) -> bool:
         penalty = self.penalty(key, now_ns)

@@ -550,8 +550,8 @@ def check_together(items):
     limiter = limiter_with(<object>parts[part_of[best]].engine, claims[best].table)
     cdef Decision d = new_decision(limiter, claims[best].table, (outcome & NL_ALLOWED) | (claims[best].outcome & NL_UNTRACKED),
                                    &claims[best].view, parts[part_of[best]].request.seconds)
-    if blocked >= 0:
-        d.blocked_ns = parts[blocked].request.standing.blocked_ns
+    for i in range(place if not d.allowed else 0):
+        d.blocked_ns = max(d.blocked_ns, parts[i].request.standing.blocked_ns)
     return d
 
 

@@ -7,6 +7,7 @@
  *   quota i's limit   never                                limit : 31 | exempt : 1 (quota 0's)   0
  *   penalty           when it is forgiven, or, with        blocked : 1 | level : 15 |            how long after a block's end, or after
  *                     nothing to forgive, the block's end  denials in a row : 16                 the last denial, that is, in ms
+ *                                                          (of a block: 1 if it was set by hand)
  *
  * A record is what a meter is (meter.h), a stamp and two words in one of two places. The stamp is a window of the records' table
  * before its end, wherever that may lie: so whatever looks for idle logs finds the records that say nothing any more.
@@ -117,7 +118,8 @@ static inline void nl_record_write(nl_table *t, nl_slot *slot, uint64_t meta, nl
 
 /* --- penalties ------------------------------------------------------------------------------------------------------ */
 
-NL_ALWAYS_INLINE uint32_t nl_penalty_strikes(const nl_record *r) { return r->word & NL_STRIKES_MOST; }
+NL_ALWAYS_INLINE uint32_t nl_penalty_strikes(const nl_record *r) { return r->word & NL_RECORD_FLAG ? 0 : r->word & NL_STRIKES_MOST; }
+NL_ALWAYS_INLINE bool nl_penalty_is_earned(const nl_record *r) { return !(r->word & NL_STRIKES_MOST); } /* of a block */
 NL_ALWAYS_INLINE uint32_t nl_penalty_level(const nl_record *r) { return r->word >> NL_LEVEL_SHIFT & NL_LEVEL_MOST; }
 NL_ALWAYS_INLINE uint64_t nl_penalty_block_end(const nl_record *r) { return r->end - (uint64_t)r->more * 1000000 / NL_RECORD_TICK_NS; }
 NL_ALWAYS_INLINE bool nl_penalty_blocks(const nl_record *r, nl_now now) {
@@ -195,8 +197,9 @@ static NL_NOINLINE nl_outcome nl_penalty_prolong(const nl_policy *p, nl_standing
     uint64_t meta;
     nl_outcome outcome = nl_record_own(p->records, nl_record_key(s->fp, NL_RECORD_PENALTY), s->now, patience, &slot, &meta, &r);
     if (outcome != NL_ALLOWED) return outcome == NL_WOULD_WAIT ? outcome : NL_ALLOWED;
-    uint64_t end = nl_now_rounded_up(s->now, NL_RECORD_TICK_NS) + nl_penalty_ticks(p, nl_penalty_level(&r) - !!nl_penalty_level(&r));
-    if (nl_penalty_blocks(&r, s->now) && nl_penalty_level(&r) && end > nl_penalty_block_end(&r)) {
+    const uint32_t level = nl_penalty_level(&r);
+    uint64_t end = nl_now_rounded_up(s->now, NL_RECORD_TICK_NS) + nl_penalty_ticks(p, level - (level != 0));
+    if (nl_penalty_blocks(&r, s->now) && nl_penalty_is_earned(&r) && end > nl_penalty_block_end(&r)) {
         r.end += end - nl_penalty_block_end(&r);
         s->blocked_ns = end * NL_RECORD_TICK_NS;
         nl_record_write(p->records, slot, meta, s->now, &r);
@@ -294,8 +297,10 @@ static inline nl_outcome nl_record_set_block(nl_table *t, nl_fingerprint fp, nl_
     nl_outcome outcome = nl_record_own(t, nl_record_key(fp, NL_RECORD_PENALTY), now, patience, &slot, &meta, &r);
     if (outcome != NL_ALLOWED) return outcome;
     *was = nl_penalty_blocks(&r, now);
-    if (ticks) nl_penalty_block(&r, now, ticks, r.end ? nl_penalty_level(&r) : 0, r.end && nl_penalty_level(&r) ? r.more : 0);
-    else r.end = 0;
+    const uint32_t level = r.end ? nl_penalty_level(&r) : 0;
+    nl_penalty_block(&r, now, ticks, level, level ? r.more : 0);
+    r.word |= 1;
+    if (!ticks) r.end = 0;
     nl_record_write(t, slot, meta, now, &r);
     return NL_ALLOWED;
 }
