@@ -59,7 +59,7 @@ class Policies:
 
     def named(self, key: Hashable, given: Sequence[Quota] | None) -> list[Quota]:
         """The quotas that hold for a request."""
-        own = self.own.get(key, {}) if given is None else {}
+        own = self.own.get(key, {})
         held = [
             Quota._of(own.get(number, each.limit), each.window_ns)
             for number, each in enumerate(self.quotas)

@@ -211,7 +211,7 @@ cdef extern from "core/record.h" nogil:
     const uint64_t NL_RECORD_WINDOW_NS, NL_RECORD_NEVER, NL_RECORD_TICK_NS
     const uint32_t NL_RECORD_FLAG
     nl_outcome nl_policy_check(const nl_policy *, nl_claim *, uint32_t, nl_standing *, bint, int)
-    nl_outcome nl_policy_limits(const nl_policy *, nl_claim *, uint32_t, const nl_standing *, bint, int)
+    nl_outcome nl_policy_limits(const nl_policy *, nl_claim *, uint32_t, const nl_standing *, int)
     nl_outcome nl_policy_blocked(const nl_policy *, nl_standing *, int)
     nl_outcome nl_penalty_strike(const nl_policy *, nl_standing *, int)
     nl_outcome nl_penalty_absolve(const nl_policy *, const nl_standing *, int)
@@ -1082,7 +1082,7 @@ cdef class Limiter:
         self.be_ready()
         t = table_of(self)
         if token is not None and token[1] != t.rule.tick_ns:  # it is of a table that had another window
-            tick = -(-tick * token[1] // t.rule.tick_ns)
+            tick = (token[0] * token[1] + t.rule.tick_ns - 1) // t.rule.tick_ns
         cdef nl_outcome outcome = nl_refund(t, fp, now_ns, tick, wanted, NL_QUICKLY, &given)
         while outcome & (NL_WOULD_WAIT | NL_MOVED):
             if outcome & NL_MOVED:

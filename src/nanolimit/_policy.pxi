@@ -30,10 +30,10 @@ cdef int ask(Bundle b, object key, object cost, object quota, nl_claim *claims, 
     if r.governed:
         outcome = NL_WOULD_WAIT
         while outcome & NL_WOULD_WAIT:
-            outcome = nl_policy_limits(<nl_policy *>b.policy, claims, b.n, &r.standing, own is None, NL_QUICKLY)
+            outcome = nl_policy_limits(<nl_policy *>b.policy, claims, b.n, &r.standing, NL_QUICKLY)
             if outcome & NL_WOULD_WAIT:
                 with nogil:
-                    outcome = nl_policy_limits(<nl_policy *>b.policy, claims, b.n, &r.standing, own is None, NL_WAITING)
+                    outcome = nl_policy_limits(<nl_policy *>b.policy, claims, b.n, &r.standing, NL_WAITING)
                 (<Limiter>b.records).refuse_if_stalled(outcome & NL_WOULD_WAIT != 0)
         r.exempt = r.standing.exempt = outcome & NL_EXEMPT != 0
         r.standing.limits_known = True

@@ -212,17 +212,17 @@ static NL_NOINLINE nl_outcome nl_penalty_prolong(const nl_policy *p, nl_standing
 /* --- a request, all of it ------------------------------------------------------------------------------------------- */
 
 /* Puts the limits of a key's own into its claims. NL_ALLOWED|NL_EXEMPT: it has none. NL_UNDECIDED: now the logs decide. NL_WOULD_WAIT. */
-static inline nl_outcome nl_policy_limits(const nl_policy *p, nl_claim *claims, uint32_t n, const nl_standing *s, bool limits_too,
+static inline nl_outcome nl_policy_limits(const nl_policy *p, nl_claim *claims, uint32_t n, const nl_standing *s,
                                           nl_patience patience) {
     nl_outcome exempt = NL_UNDECIDED;
-    for (uint32_t i = 0; p->quotas && i < (limits_too ? n : 1); i++) {
+    for (uint32_t i = 0; p->quotas && i < n; i++) {
         nl_record r;
         nl_outcome outcome = nl_record_read(p->records, nl_record_key(s->fp, NL_RECORD_QUOTA + i), s->now, patience, &r);
         if (outcome == NL_WOULD_WAIT) return NL_WOULD_WAIT;
         if (outcome != NL_ALLOWED) continue;
         if (!i && r.word & NL_RECORD_FLAG) exempt = (nl_outcome)(NL_ALLOWED | NL_EXEMPT);
         const uint32_t limit = r.word & ~NL_RECORD_FLAG, most = nl_rule_most(&claims[i].table->rule);
-        if (limits_too && limit) claims[i].limit = limit < most ? limit : most; /* (records may outlive the table that they were made for) */
+        if (limit) claims[i].limit = limit < most ? limit : most; /* (records may outlive the table that they were made for) */
     }
     return exempt;
 }
@@ -250,7 +250,7 @@ static inline nl_outcome nl_policy_check(const nl_policy *p, nl_claim *claims, u
         if (outcome == NL_BLOCKED) return NL_BLOCKED;
         if (s->exempt) return (nl_outcome)(NL_ALLOWED | NL_EXEMPT);
         outcome = NL_UNDECIDED;
-        if (!s->limits_known) outcome = nl_policy_limits(p, claims, n, s, true, patience);
+        if (!s->limits_known) outcome = nl_policy_limits(p, claims, n, s, patience);
         if (outcome != NL_UNDECIDED) return outcome;
         s->stage = NL_STAGE_LOGS;
         s->outcome = NL_DENIED;
