@@ -17,10 +17,17 @@ HEADER_BYTES: Final[int]
 
 ALGORITHMS: Final[tuple[str, ...]]
 MAX_LOG_LIMIT: Final[int]
+MAX_LOG_LEAST: Final[int]
 MAX_METER_LIMIT: Final[int]
 
 def table_bytes(
-    *, limit: int, window_ns: int, max_keys: int, typical: int, algorithm: str = "sliding-log"
+    *,
+    limit: int,
+    window_ns: int,
+    max_keys: int,
+    typical: int,
+    algorithm: str = "sliding-log",
+    max_log: int = 0,
 ) -> int: ...
 def format_table(
     fd: int,
@@ -36,10 +43,15 @@ def format_table(
     number: int = 0,
     quotas: int = 1,
     algorithm: str = "sliding-log",
+    max_log: int = 0,
 ) -> None: ...
 def read_header(fd: int) -> dict[str, Any]: ...
 def same_layout(
-    limit: int, other_limit: int, window_ns: int, algorithm: str = "sliding-log"
+    limit: int,
+    other_limit: int,
+    window_ns: int,
+    algorithm: str = "sliding-log",
+    max_log: int = 0,
 ) -> bool: ...
 def mark_replaced(fd: int) -> None: ...
 def inspect_table(fd: int) -> dict[str, Any]: ...
@@ -125,6 +137,7 @@ class Limiter:
         make_quota: Callable[[int], Quota] | None = None,
         kin: Limiter | None = None,
         algorithm: str = "sliding-log",
+        max_log: int = 0,
     ) -> Limiter: ...
     @property
     def quota(self) -> Quota: ...

@@ -16,7 +16,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from nanolimit import _core
-from nanolimit.algorithm import DEFAULT, checked_algorithm, require_limit
+from nanolimit.algorithm import DEFAULT, checked_algorithm, checked_max_log
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
 from nanolimit.errors import LimiterClosedError
 from nanolimit.quota import Quota, check_number, whole_number
@@ -92,6 +92,11 @@ def _next_name() -> str:
     with _naming:
         _named += 1
         return f"limiter-{_named}"
+
+
+def _max_log_of(quota: Quota, max_log: int | None) -> int | None:
+    """Return the bound for one of several quotas; a log that can't be so long needs none."""
+    return max_log if max_log is not None and max_log <= quota.limit else None
 
 
 class Verbs:
@@ -270,7 +275,7 @@ class RateLimiter(Verbs):
 
     In any window of length `per`, at most `limit` units of a key are allowed, and a request is
     denied only if allowing it would break that. A request counts until exactly `per` has passed.
-    (So it is with the default algorithm; the others take limits up to 2**24 and less memory.)
+    (So it is with the default algorithm; the others take less memory.)
 
     ```python
     limiter = RateLimiter(5, per=60)
@@ -296,11 +301,18 @@ class RateLimiter(Verbs):
             among a few, so that the limit is not exact any more for that one. A known key is
             decided by its log.
         algorithm: How requests are counted; see "Algorithms" in the documentation.
-            ``"sliding-log"``: exact, each request for itself; limits up to 2,047. The others keep
-            a few words a key whatever the limit, up to 2**24. ``"gcra"``: a bucket of `limit`
+            ``"sliding-log"``: exact, each request for itself; 4 bytes for each unit of the window,
+            or, of limits above 2,047, 8 bytes for each request. The others keep a few words a key
+            whatever the limit. ``"gcra"``: a bucket of `limit`
             units that fills evenly, all of it within `per`. ``"fixed-window"``: a window begins
             with a key's first request and ends after exactly `per`. ``"sliding-counter"``: such
             windows follow one another, and what was counted in the one before fades away.
+        max_log: A bound for a key's log, where a limit is too large for one entry a request: 16 to
+            the limit. The log is exact while it has no more entries than that; further requests
+            are put together in slots of time, ``per / (max_log // 2)`` long at most, so that it
+            never has more than half as many again. A request leaves such a slot up to its length
+            late, and never early: never one too many. Of several quotas it bounds those whose
+            limits are larger. No bound when left out.
         clock: Any callable that returns float seconds, such as a `ManualClock`. The system's
             monotonic clock when left out, which is fastest. All who share a table give one or
             none of them does, and theirs must show the same time.
@@ -373,11 +385,11 @@ class RateLimiter(Verbs):
         stall_timeout: float | timedelta = 0.05,
         on_stall: Literal["allow", "deny", "wait"] = "allow",
         typical: int | None = None,
+        max_log: int | None = None,
     ) -> None:
         quotas = _checked_quotas(quota, per)
         algorithm = checked_algorithm(algorithm)
-        for each in quotas:
-            require_limit(each, algorithm)
+        max_log = checked_max_log(max_log, max(each.limit for each in quotas), algorithm)
         _check_choice("on_full", on_full, _ON_FULL)
         if clock is not None and not callable(clock):
             raise TypeError(
@@ -409,11 +421,12 @@ class RateLimiter(Verbs):
                         clock=clock,
                         algorithm=algorithm,
                         kin=engines[0] if engines else None,
+                        max_log=_max_log_of(each, max_log) or 0,
                     )
                 )
         else:
             engines = self._shared_engines(
-                quotas, name, max_keys, on_full, algorithm, clock, shared, **given
+                quotas, name, max_keys, on_full, algorithm, clock, shared, max_log, **given
             )
         engine = engines[0] if len(engines) == 1 else _core.Bundle(engines)
         self._engine = engine
@@ -440,6 +453,7 @@ class RateLimiter(Verbs):
         algorithm: Algorithm,
         clock: Callable[[], float] | None,
         shared: str | os.PathLike[str] | Literal[True],
+        max_log: int | None,
         *,
         on_mismatch: Any,
         mode: Any,
@@ -474,6 +488,7 @@ class RateLimiter(Verbs):
                 algorithm=algorithm,
                 number=number,
                 quotas=len(quotas),
+                max_log=_max_log_of(quota, max_log),
             )
             for number, quota in enumerate(quotas)
         ]
