@@ -27,12 +27,26 @@ static void heir_verify(nl_table *t, bool orphans_too) {
     if (orphans_too) LIFE_SAME("slots in nobody's hand", 0, orphans);
 }
 
+static bool heir_same_runs(const nl_table *t, const life *l, const nl_slot *slot, const model_key *key, uint32_t out) {
+    nl_runs r = {.used = 0};
+    if (slot && !nl_runs_read(&t->rule, &t->chunks, slot, slot->meta, nl_rule_now(&t->rule, l->now_ns), &r)) return false;
+    if (r.used != key->count - out) return false;
+    uint32_t before = r.from;
+    for (uint32_t i = r.expired; r.used && i <= r.count; i++) {
+        nl_run run = nl_runs_get(&t->chunks, &r, i);
+        for (; before != run.total; before++, out++)
+            if (out == key->count || key->stamps[out] != nl_runs_tick(&r, run.tick)) return false;
+    }
+    return out == key->count;
+}
+
 /* Are a key's live stamps those that the model has of it? */
 static bool heir_same_log(const nl_table *t, const life *l, uint32_t k) {
     const model_key *key = &l->model.keys[k];
     uint32_t out = model_expired(&l->model, key, l->now_ns);
     const nl_slot *slot = nl_find(t, life_fingerprint(&l->config, k));
     nl_log log = {.used = 0};
+    if (t->rule.algorithm == NL_RUNS) return heir_same_runs(t, l, slot, key, out);
     if (slot && !nl_log_read(&t->rule, &t->chunks, slot, slot->meta, nl_rule_now(&t->rule, l->now_ns), &log)) return false;
     if (log.used != key->count - out) return false;
     for (uint32_t i = 0; i < log.used; i++)
@@ -120,7 +134,10 @@ static bool heir_late(nl_table *t, const life *l, uint32_t k) {
     for (uint32_t id = 0; id < t->slab.most; id++) {
         nl_slot *slot = nl_slab_slot(&t->slab, id);
         if (!nl_slot_is(slot, fp)) continue;
-        nl_outcome outcome = nl_log_allow(&t->us, &t->rule, &t->chunks, slot, fp, nl_rule_now(&t->rule, l->now_ns), l->config.limit, 1, NL_WAITING, NULL);
+        nl_now now = nl_rule_now(&t->rule, l->now_ns);
+        nl_outcome outcome = t->rule.algorithm == NL_RUNS
+                                 ? nl_runs_allow(&t->us, &t->rule, &t->chunks, slot, fp, now, l->config.limit, 1, NL_WAITING, NULL)
+                                 : nl_log_allow(&t->us, &t->rule, &t->chunks, slot, fp, now, l->config.limit, 1, NL_WAITING, NULL);
         if (outcome & NL_WOULD_WAIT) life_fail("who comes late waits for the dead; key", 0, k);
         return outcome == NL_ALLOWED;
     }

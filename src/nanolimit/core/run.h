@@ -318,7 +318,16 @@ static inline nl_outcome nl_runs_taken(uint32_t reference) {
     return reference == NL_CHUNK_BUSY ? NL_WOULD_WAIT : NL_ALLOWED;
 }
 
-/* Gives back an index, and the pieces that it may have. Within the gate. */
+/* Ends what a dead owner of the slot may have begun with one of its fields: until then a field may refer to a chunk that is free, and
+ * may be made 0. Owning the slot, before an unpublished field is followed. False: no patience left. */
+static inline bool nl_runs_settle(const nl_party *us, nl_chunks *chunks, nl_patience patience) {
+    if (!us->members) return true;
+    if (!nl_chunks_lock(us, chunks, patience)) return false;
+    nl_unlock(&chunks->state->lock);
+    return true;
+}
+
+/* Gives back an index, and the pieces that it may have. Within the gate, settled. */
 static inline void nl_runs_give_index(const nl_party *us, nl_chunks *chunks, uint32_t *entry) {
     nl_ring index = nl_chunk_ring(chunks, nl_load32(entry));
     for (uint32_t i = 0; nl_load32(entry) && index.capacity == NL_PIECE_WORDS && i < NL_PIECE_RUNS; i++) {
@@ -331,7 +340,7 @@ static inline void nl_runs_give_index(const nl_party *us, nl_chunks *chunks, uin
 
 /* Gives back the root that a slot's unpublished field refers to, if to any, and all below it. Within the gate. */
 static NL_NOINLINE void nl_runs_give(const nl_party *us, nl_chunks *chunks, uint32_t *field) {
-    if (!nl_load32(field)) return;
+    if (!nl_load32(field) || !nl_runs_settle(us, chunks, NL_BRIEFLY) || !nl_load32(field)) return;
     nl_ring root = nl_chunk_ring(chunks, nl_load32(field));
     if (root.capacity >= NL_ROOT_WORDS && nl_load32(root.stamps + NL_RUNS_LIFE) & 1) {
         for (uint32_t i = 0; i < NL_ROOT_ENTRIES; i++) {
@@ -343,11 +352,12 @@ static NL_NOINLINE void nl_runs_give(const nl_party *us, nl_chunks *chunks, uint
     nl_chunk_give(us, chunks, field);
 }
 
-/* Sees that run `number` has a piece. Within the gate. NL_ALLOWED; NL_NO_CHUNK or NL_WOULD_WAIT: none is to be had. */
-static nl_outcome nl_runs_extend(const nl_party *us, nl_chunks *chunks, uint32_t *root, uint32_t number, nl_patience patience) {
+/* Sees that run `number` has a piece. `begins`: it is the first there. Within the gate. NL_ALLOWED; NL_NO_CHUNK or NL_WOULD_WAIT: none is to be had. */
+static nl_outcome nl_runs_extend(const nl_party *us, nl_chunks *chunks, uint32_t *root, uint32_t number, bool begins, nl_patience patience) {
     uint32_t *entry = nl_runs_entry(root, number), *below;
     const uint32_t indexes = ((number >> NL_INDEX_SHIFT) - (nl_load32(root + NL_RUNS_KEPT) >> NL_PIECE_SHIFT)) & 0xfff;
     nl_outcome outcome;
+    if (begins && !nl_runs_settle(us, chunks, patience)) return NL_WOULD_WAIT;
     if (indexes >= NL_ROOT_ENTRIES) return NL_NO_CHUNK; /* so many runs can't count; it takes as many that were refunded */
     if (!nl_load32(entry)) {
         outcome = nl_runs_taken(nl_chunk_take_as(us, chunks, entry, NL_PIECE_CLASS, patience, true, NL_PIECE_WORDS, 0));
@@ -366,7 +376,8 @@ static inline void nl_runs_drain(const nl_party *us, nl_chunks *chunks, const nl
     uint32_t kept = nl_load32(r->root + NL_RUNS_KEPT);
     if (NL_LIKELY(kept == r->first >> NL_PIECE_SHIFT)) return;
     nl_gate_enter(us);
-    for (int i = 0; i < NL_RUNS_GIVE_MOST && kept != r->first >> NL_PIECE_SHIFT; i++) {
+    const bool settled = nl_runs_settle(us, chunks, NL_BRIEFLY);
+    for (int i = 0; i < NL_RUNS_GIVE_MOST && settled && kept != r->first >> NL_PIECE_SHIFT; i++) {
         uint32_t *entry = nl_runs_entry(r->root, kept << NL_PIECE_SHIFT);
         uint32_t *below = nl_index_entry(chunks, nl_load32(entry), kept << NL_PIECE_SHIFT);
         if (below) {
@@ -419,7 +430,7 @@ static NL_NOINLINE nl_outcome nl_runs_move(const nl_party *us, nl_chunks *chunks
             to.life = nl_load32(to.root + NL_RUNS_LIFE) | pieces;
             if (pieces) {
                 nl_store32_release(to.root + NL_RUNS_LIFE, to.life);
-                outcome = nl_runs_extend(us, chunks, to.root, 0, patience);
+                outcome = nl_runs_extend(us, chunks, to.root, 0, true, patience);
                 if (outcome != NL_ALLOWED) nl_runs_give(us, chunks, field);
             }
         }
@@ -470,8 +481,9 @@ static inline nl_outcome nl_runs_make_room(const nl_party *us, const nl_rule *ru
         nl_runs_move(us, chunks, slot, meta, r, runs, patience) == NL_ALLOWED)
         return NL_ALLOWED;
     if (!r->used || !one_more) return NL_ALLOWED;
+    const uint32_t number = r->first + r->count;
     nl_gate_enter(us);
-    nl_outcome outcome = nl_runs_extend(us, chunks, r->root, r->first + r->count, patience);
+    nl_outcome outcome = nl_runs_extend(us, chunks, r->root, number, !r->count || !(number & (NL_PIECE_RUNS - 1)), patience);
     nl_gate_leave(us);
     return outcome;
 }
@@ -571,7 +583,8 @@ static inline void nl_runs_cut(const nl_party *us, const nl_rule *rule, nl_chunk
     if (r->root && !r->room && end >> NL_PIECE_SHIFT != new_end >> NL_PIECE_SHIFT) {
         nl_gate_enter(us);
         nl_slot_publish(us, slot, meta);
-        for (uint32_t number = end; number >> NL_PIECE_SHIFT != new_end >> NL_PIECE_SHIFT; number -= NL_PIECE_RUNS) {
+        const bool settled = nl_runs_settle(us, chunks, NL_BRIEFLY);
+        for (uint32_t number = end; settled && number >> NL_PIECE_SHIFT != new_end >> NL_PIECE_SHIFT; number -= NL_PIECE_RUNS) {
             uint32_t *entry = nl_runs_entry(r->root, number), *below = nl_index_entry(chunks, nl_load32(entry), number);
             if (number >> NL_INDEX_SHIFT != new_end >> NL_INDEX_SHIFT && !(number >> NL_PIECE_SHIFT & (NL_PIECE_RUNS - 1)))
                 nl_runs_give_index(us, chunks, entry);
