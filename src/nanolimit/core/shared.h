@@ -20,7 +20,7 @@
 
 #include "walk.h"
 
-enum { NL_LAYOUT_VERSION = 2, NL_SHARED_SEGMENT_KEYS = 560, NL_SHARED_KEYS_MOST = 1 << 30 };
+enum { NL_LAYOUT_VERSION = 1, NL_SHARED_SEGMENT_KEYS = 560, NL_SHARED_KEYS_MOST = 1 << 30 };
 enum { NL_NO_PLACE = -1 }; /* 2,046 processes are at the table */
 enum { NL_STATE_NEW, NL_STATE_READY, NL_STATE_REPLACED };
 #define NL_MAGIC "nanolim"
@@ -43,9 +43,9 @@ typedef struct { /* the file's first bytes. In every version: magic and version.
     uint64_t file_bytes;
     uint64_t window_ns;
     uint32_t max_keys, layout_limit, typical, algorithm;
-    uint32_t max_log, unused;
     nl_origin origin;
     uint64_t secret[2];           /* as in the head */
+    uint32_t max_log, unused;
     uint64_t digest;              /* of all above but state */
 } nl_header;
 
