@@ -377,6 +377,7 @@ class RateLimiter(Verbs):
         max_keys: int | None = None,
         on_full: Literal["allow", "deny", "evict"] = "allow",
         algorithm: Algorithm = "sliding-log",
+        max_log: int | None = None,
         clock: Callable[[], float] | None = None,
         shared: str | os.PathLike[str] | Literal[True] | None = None,
         on_mismatch: Literal["error", "adopt", "replace"] = "error",
@@ -385,7 +386,6 @@ class RateLimiter(Verbs):
         stall_timeout: float | timedelta = 0.05,
         on_stall: Literal["allow", "deny", "wait"] = "allow",
         typical: int | None = None,
-        max_log: int | None = None,
     ) -> None:
         quotas = _checked_quotas(quota, per)
         algorithm = checked_algorithm(algorithm)

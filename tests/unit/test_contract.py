@@ -40,7 +40,8 @@ def test_the_public_names() -> None:
 def test_the_signature_of_a_limiter() -> None:
     parameters = inspect.signature(RateLimiter).parameters
     assert list(parameters) == [
-        "quota", "per", "name", "max_keys", "on_full", "algorithm", "clock", "shared",
+        "quota", "per", "name", "max_keys", "on_full", "algorithm", "max_log", "clock",
+        "shared",
         "on_mismatch", "mode", "group", "stall_timeout", "on_stall", "typical",
     ]  # fmt: skip
     by_position = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
