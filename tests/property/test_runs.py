@@ -306,11 +306,16 @@ def test_max_log_never_takes_time_for_later_than_it_is() -> None:
     limiter = RateLimiter(Quota._of(100, 1_600), clock=clock, max_log=16)
     begin = clock.ns
     for i in range(16):
-        clock.ns = begin + i
+        clock.ns = begin + 50 + i
         assert limiter.allow("a")
-    assert limiter.allow("a")  # the 17th: moved up
-    assert limiter.peek("a").reset_after > 1_600e-9
-    clock.ns = begin + 1_599
+    clock.ns = begin + 1_610
+    assert limiter.allow("a")  # the 17th: moved up, to a multiple of 200
+    assert limiter.peek("a").reset_after == seconds(190 + 1_600)
     assert limiter.peek("a").remaining == 100 - 17
-    clock.ns = begin + 1_600
+    clock.ns = begin + 1_649
+    assert limiter.peek("a").remaining == 100 - 17
+    clock.ns = begin + 1_650
     assert limiter.peek("a").remaining == 100 - 16
+    clock.ns = begin  # back: time stays where the 17th may have come at the earliest
+    assert limiter.peek("a").remaining == 100 - 17
+    verify(limiter)
