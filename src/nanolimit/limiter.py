@@ -336,7 +336,8 @@ class RateLimiter(Verbs):
             middle of one (SIGSTOP, a debugger). Nobody waits for one that was killed.
         on_stall: What happens then: ``"allow"`` or ``"deny"``, uncounted; or ``"wait"`` on.
         typical: How many requests of its window a live key holds on average: that much memory is
-            taken for long logs. The limit, but at most 32, when left out.
+            taken for long logs. The limit, but at most 32 (26 above a limit of 2,047), when left
+            out.
 
     Raises:
         TypeError: An argument is of the wrong type, `per` is given besides a quota that has it, or

@@ -438,6 +438,7 @@ static void sequence_begin(sequence *s) {
     s->config.max_keys = byte < 220 ? sizes[byte % 18] : 1 + word % 5000;
     s->config.on_full = sequence_byte(s) % 3;
     s->config.secret[0] = s->config.secret[1] = byte;
+    s->config.max_log = !sequence_shared && byte % 4 == 0 ? 1 << 20 : 0; /* never so long; but kept in runs (core/run.h) */
     byte = sequence_byte(s);
     s->style = sequence_shared ? 0 : byte % SEQUENCE_STYLES; /* its segments are sized for hashes that nobody aims */
     uint32_t shared_bits = sequence_byte(s) % 33;

@@ -444,6 +444,14 @@ MUTANTS = [
         step("accept over runs that have left"),
     ),
     Mutant(
+        "runs-read-without-the-version",
+        CORE + "run.h",
+        " || nl_load32(r->root + head + NL_RUNS_VERSION) != r->version",
+        "",
+        "meta comes back to the same value when two others have counted",
+        weak("runs"),
+    ),
+    Mutant(
         "runs-follow-what-a-dead-owner-took",
         CORE + "run.h",
         "    if (begins && !nl_runs_settle(us, chunks, patience)) return NL_WOULD_WAIT;\n",

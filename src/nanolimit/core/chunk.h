@@ -9,7 +9,8 @@
  * the first span is never used.
  *
  * A chunk is free, or one field refers to it: one of the two reference fields of a slot (slot.h) or, where logs come in pieces, one in
- * another chunk (run.h). Fields that are not published change under the chunks' lock only. Taking marks the chunk and writes the field, giving does it the other way round, and `intent` says
+ * another chunk (run.h). Fields that are not published change under the chunks' lock only. Taking marks the chunk and writes the
+ * field, giving does it the other way round, and `intent` says
  * meanwhile which chunk and which field. Who inherits the lock ends what was begun: with the chunk free and the field 0. A chunk
  * whose slot's owner died later, before its log was there or after it had moved on, stays in its field, and is given back when
  * that log next moves or goes.
@@ -169,7 +170,8 @@ static NL_COLD void nl_chunks_mend(nl_chunks *chunks) {
     NL_POINT(repair_began);
     if (intent && (inside ? word < chunks->chunks.bytes / 4 : slot < chunks->slots_most) &&
         nl_chunk_find(chunks, (uint32_t)intent, &place)) {
-        uint32_t *field = inside ? (uint32_t *)(void *)chunks->chunks.base + word : &chunks->slots[slot].ring[NL_REFERENCES + (intent >> 32 & 1)];
+        uint32_t *field = (uint32_t *)(void *)chunks->chunks.base + word;
+        if (!inside) field = &chunks->slots[slot].ring[NL_REFERENCES + (intent >> 32 & 1)];
         nl_chunk_set_free(chunks, &place);
         if (nl_load32(field) == (uint32_t)intent) nl_store32(field, 0);
     }

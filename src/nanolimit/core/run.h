@@ -230,7 +230,8 @@ static inline void nl_runs_view(const nl_chunks *chunks, const nl_runs *r, uint3
     /* (a run all of whose units were refunded may be the oldest) */
     view->oldest_tick = nl_runs_tick(r, nl_runs_get(chunks, r, nl_runs_find(chunks, r, r->expired, r->from, 1)).tick);
     if (r->used + cost > limit)
-        view->deciding_tick = nl_runs_tick(r, nl_runs_get(chunks, r, nl_runs_find(chunks, r, r->expired, r->from, r->used + cost - limit)).tick);
+        view->deciding_tick =
+            nl_runs_tick(r, nl_runs_get(chunks, r, nl_runs_find(chunks, r, r->expired, r->from, r->used + cost - limit)).tick);
 }
 
 /* NL_DENIED, with its view, or NL_UNDECIDED: it seems to fit, or it changed while we looked: take the slot and see. */
@@ -352,7 +353,8 @@ static NL_NOINLINE void nl_runs_give(const nl_party *us, nl_chunks *chunks, uint
     nl_chunk_give(us, chunks, field);
 }
 
-/* Sees that run `number` has a piece. `begins`: it is the first there. Within the gate. NL_ALLOWED; NL_NO_CHUNK or NL_WOULD_WAIT: none is to be had. */
+/* Sees that run `number` has a piece. `begins`: it is the first there. Within the gate. NL_ALLOWED; NL_NO_CHUNK or NL_WOULD_WAIT: none
+ * is to be had. */
 static nl_outcome nl_runs_extend(const nl_party *us, nl_chunks *chunks, uint32_t *root, uint32_t number, bool begins, nl_patience patience) {
     uint32_t *entry = nl_runs_entry(root, number), *below;
     const uint32_t indexes = ((number >> NL_INDEX_SHIFT) - (nl_load32(root + NL_RUNS_KEPT) >> NL_PIECE_SHIFT)) & 0xfff;
@@ -423,7 +425,6 @@ static NL_NOINLINE nl_outcome nl_runs_move(const nl_party *us, nl_chunks *chunks
             reference = nl_chunk_take_as(us, chunks, field, class_, patience, false, pieces ? NL_ROOT_WORDS : NL_RUNS_HEAD, NL_RUNS_LIFE);
         outcome = nl_runs_taken(reference);
         if (outcome == NL_ALLOWED) {
-            nl_fence_release(); /* as in nl_runs_extend */
             nl_ring ring = nl_chunk_ring(chunks, reference);
             to.root = ring.stamps;
             to.room = pieces ? 0 : (ring.capacity - NL_RUNS_HEAD) / 2;
