@@ -139,7 +139,8 @@ FIELDS = {
     "created_ns": (96, "=Q"),
     "own_clock": (104, "=I"),
     "secret": (112, "16s"),
-    "digest": (128, "=Q"),
+    "max_log": (128, "=I"),
+    "digest": (136, "=Q"),
 }
 _DIGEST_KEY = struct.pack("<QQ", 0x6C696D69746E616E, 0x6865616465720A)
 

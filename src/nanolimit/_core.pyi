@@ -17,11 +17,18 @@ HEADER_BYTES: Final[int]
 
 ALGORITHMS: Final[tuple[str, ...]]
 MAX_LOG_LIMIT: Final[int]
+MAX_LOG_LEAST: Final[int]
 MAX_METER_LIMIT: Final[int]
 RECORD_WINDOW_NS: Final[int]
 
 def table_bytes(
-    *, limit: int, window_ns: int, max_keys: int, typical: int, algorithm: str = "sliding-log"
+    *,
+    limit: int,
+    window_ns: int,
+    max_keys: int,
+    typical: int,
+    algorithm: str = "sliding-log",
+    max_log: int = 0,
 ) -> int: ...
 def format_table(
     fd: int,
@@ -38,10 +45,15 @@ def format_table(
     number: int = 0,
     quotas: int = 1,
     algorithm: str = "sliding-log",
+    max_log: int = 0,
 ) -> None: ...
 def read_header(fd: int) -> dict[str, Any]: ...
 def has_room(
-    layout_limit: int, limit: int, window_ns: int, algorithm: str = "sliding-log"
+    layout_limit: int,
+    limit: int,
+    window_ns: int,
+    algorithm: str = "sliding-log",
+    max_log: int = 0,
 ) -> bool: ...
 def mark_replaced(fd: int) -> None: ...
 def inspect_table(fd: int) -> dict[str, Any]: ...
@@ -136,6 +148,7 @@ class Limiter:
         kin: Limiter | None = None,
         algorithm: str = "sliding-log",
         max_limit: int = 0,
+        max_log: int = 0,
     ) -> Limiter: ...
     open_records: Callable[[], Limiter] | None
     @property
@@ -178,9 +191,7 @@ class Limiter:
     @property
     def quotas(self) -> tuple[Quota, ...]: ...
     def count(self, key: Key, cost: int) -> tuple[Decision, Any]: ...
-    def give_back(
-        self, key: Key, units: int, token: Any = None, *, many: bool = False
-    ) -> int: ...
+    def give_back(self, key: Key, units: int, token: Any = None, *, many: bool = False) -> int: ...
     def __len__(self) -> int: ...
     def __contains__(self, key: object, /) -> bool: ...
     def __reduce__(self) -> NoReturn: ...

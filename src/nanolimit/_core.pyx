@@ -60,7 +60,7 @@ cdef extern from "core/batch.h" nogil:
         pass
     ctypedef struct nl_rule:
         uint64_t tick_ns
-        uint32_t window, limit, algorithm
+        uint32_t window, limit, algorithm, max_log
     ctypedef struct nl_counters:
         pass
     ctypedef struct nl_head:
@@ -99,7 +99,7 @@ cdef extern from "core/batch.h" nogil:
         uint64_t window_ns
         uint32_t max_keys, on_full
         uint64_t *secret
-        uint32_t typical, algorithm
+        uint32_t typical, algorithm, max_log
     ctypedef struct nl_view:
         uint64_t now_ns, newest_tick, oldest_tick, deciding_tick
         uint32_t used, limit
@@ -110,8 +110,8 @@ cdef extern from "core/batch.h" nogil:
         NL_DENIED, NL_ALLOWED, NL_UNTRACKED, NL_DISPLACED, NL_WOULD_WAIT, NL_BLOCKED, NL_EXEMPT, NL_MOVED, NL_UNDECIDED
         NL_QUICKLY, NL_WAITING
         NL_FLAG_CLOSED, NL_FLAG_CLOCK, NL_FLAG_EVENTS, NL_FLAG_CHILD, NL_FLAG_ALGORITHM, NL_FLAG_POLICY
-        NL_LIMIT_MOST, NL_METER_LIMIT_MOST
-        NL_GCRA, NL_FIXED_WINDOW, NL_SLIDING_COUNTER
+        NL_RUNS_LIMIT_MOST, NL_METER_LIMIT_MOST, NL_MAX_LOG_LEAST
+        NL_RUNS, NL_GCRA, NL_FIXED_WINDOW, NL_SLIDING_COUNTER
         NL_KEY_BYTES, NL_KEY_INT, NL_KEY_INT_NEGATIVE, NL_KEY_INT_LARGE, NL_KEY_UUID, NL_KEY_ADDRESS, NL_KEY_TUPLE
         NL_COUNT_ALLOWED, NL_COUNT_DENIED, NL_COUNT_OVERFLOWED, NL_COUNT_EVICTED, NL_COUNT_STALLED, NL_COUNT_WOULD_DENY
         NL_GROUP
@@ -135,6 +135,7 @@ cdef extern from "core/batch.h" nogil:
     nl_outcome nl_untracked(bint, uint32_t, uint32_t, uint64_t, nl_view *)
     nl_outcome nl_check(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
     nl_outcome nl_meter_check_as(uint32_t, nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
+    nl_outcome nl_runs_check(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
     nl_outcome nl_check_any(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
     uint32_t nl_limit_most(uint32_t)
     nl_outcome nl_peek(nl_table *, nl_fingerprint, uint64_t, uint32_t, int, nl_view *)
@@ -234,12 +235,12 @@ cdef extern from "core/shared.h" nogil:
         char *magic
         uint32_t version, byte_order, word_bytes, page_bytes, header_bytes, state
         uint64_t file_bytes, window_ns
-        uint32_t max_keys, layout_limit, typical, algorithm
+        uint32_t max_keys, layout_limit, typical, algorithm, max_log
         nl_origin origin
         uint64_t digest
     uint64_t nl_header_digest(const nl_header *)
     uint64_t nl_shared_bytes(const nl_config *)
-    bint nl_shared_holds(uint32_t, uint32_t, uint64_t, uint32_t)
+    bint nl_shared_holds(uint32_t, uint32_t, uint64_t, uint32_t, uint32_t)
     void nl_shared_tell_of_policies(nl_table *)
     void nl_shared_format(void *, const nl_config *, const nl_origin *)
     const char *nl_shared_open(nl_table *, int, const char *, uint32_t, uint64_t, bint)
@@ -293,7 +294,8 @@ cdef enum:
     EVENT_BLOCKED = 16
 
 ALGORITHMS = ("sliding-log", "gcra", "fixed-window", "sliding-counter")  # in the order of log.h's numbers
-MAX_LOG_LIMIT = NL_LIMIT_MOST
+MAX_LOG_LIMIT = NL_RUNS_LIMIT_MOST
+MAX_LOG_LEAST = NL_MAX_LOG_LEAST
 MAX_METER_LIMIT = NL_METER_LIMIT_MOST
 RECORD_WINDOW_NS = NL_RECORD_WINDOW_NS
 
@@ -611,7 +613,7 @@ cdef class Limiter:
 
     def __cinit__(self, quota, *, limit, window_ns, str name not None, max_keys, str on_full not None, clock, table=None,
                   path=None, stall_ns=0, str on_stall not None="allow", make_quota=None, str algorithm not None="sliding-log",
-                  Limiter kin=None, max_limit=0):
+                  Limiter kin=None, max_limit=0, max_log=0):
         """table: the descriptor of a shared table's file, which says what limit, window_ns, max_keys and algorithm are. kin:
         whose secret it shares, in a Bundle. max_limit: the largest limit that there is to be room for, if that is above limit."""
         cdef nl_config config
@@ -633,6 +635,7 @@ cdef class Limiter:
             config.max_keys = max_keys
             config.on_full = ON_FULL[on_full]
             config.algorithm = ALGORITHMS.index(algorithm)
+            config.max_log = max_log
             if kin is not None:
                 memcpy(config.secret, &table_of(kin).head.secret, 16)
             else:
@@ -724,7 +727,7 @@ cdef class Limiter:
     @property
     def algorithm(self) -> str:
         """How it counts; of a shared table, what the file says."""
-        return ALGORITHMS[(<nl_table *>self.table).rule.algorithm]
+        return ALGORITHMS[file_algorithm(<nl_table *>self.table)]
 
     @property
     def max_limit(self) -> int:
@@ -795,12 +798,13 @@ cdef class Limiter:
         cdef uint64_t now_ns = self.now(&seconds)
         self.be_ready()
         config.limit = max(most, nl_rule_most(&old.rule))  # its logs must fit
-        if old.rule.algorithm == 0:
+        if file_algorithm(old) == 0:
             config.limit = nl_limit_rounded(config.limit)  # what costs no more: the next change needs no table
         config.window_ns = window_ns
         config.max_keys = old.slab.most
         config.on_full = old.on_full
-        config.algorithm = old.rule.algorithm
+        config.algorithm = file_algorithm(old)
+        config.max_log = old.rule.max_log
         memcpy(config.secret, &old.head.secret, 16)
         new = <nl_table *>calloc(1, sizeof(nl_table))
         if new == NULL:
@@ -811,7 +815,7 @@ cdef class Limiter:
         nl_store32(&new.head.limit, limit)
         new.former = old
         with registry_lock:  # whoever changes the flags holds it as well
-            new.own_flags = flags_of(old)
+            new.own_flags = (flags_of(old) & ~NL_FLAG_ALGORITHM) | (new.own_flags & NL_FLAG_ALGORITHM)
             nl_succeed(old, new, now_ns)
             self.table = new
             self.quota_now = quota
@@ -1065,12 +1069,12 @@ cdef class Limiter:
         return d, token_of(table_of(self), &d.view)
 
     def give_back(self, key, units, token=None, *, bint many=False):
-        """Gives back up to so many units of a token, or (None) of those counted last. How many still counted. many: it may be more
-        than the limit, for the key may have another one."""
+        """Gives back up to so many units of a token, or (None) of those counted last. How many still counted. many: it may be
+        more than the limit, for the key may have another one."""
         cdef nl_table *t = <nl_table *>self.table
         cdef nl_fingerprint fp
         cdef double seconds
-        cdef uint64_t now_ns, tick = NL_NEWEST if token is None else token[0]
+        cdef uint64_t now_ns, tick = NL_NEWEST
         cdef uint32_t wanted, given = 0
         if not many and token is None and not self.is_governed():
             wanted = self.units(units)
@@ -1081,8 +1085,9 @@ cdef class Limiter:
         now_ns = self.now(&seconds)
         self.be_ready()
         t = table_of(self)
-        if token is not None and token[1] != t.rule.tick_ns:  # it is of a table that had another window
-            tick = (token[0] * token[1] + t.rule.tick_ns - 1) // t.rule.tick_ns
+        if token is not None:
+            counted_at, tick_ns = token
+            tick = (counted_at * tick_ns + t.rule.tick_ns - 1) // t.rule.tick_ns  # it may be of a table that had other ticks
         cdef nl_outcome outcome = nl_refund(t, fp, now_ns, tick, wanted, NL_QUICKLY, &given)
         while outcome & (NL_WOULD_WAIT | NL_MOVED):
             if outcome & NL_MOVED:
@@ -1233,11 +1238,16 @@ cdef class Limiter:
         return orphans
 
 
+cdef uint32_t file_algorithm(nl_table *t) noexcept nogil:
+    """The number in ALGORITHMS: runs are another way to keep a sliding log."""
+    return 0 if t.rule.algorithm == NL_RUNS else t.rule.algorithm
+
+
 cdef tuple token_of(nl_table *t, const nl_view *view):
     """By what the units of a request that was just counted are known (core/refund.h): their stamp, with a meter the time; and the
     length of its ticks in nanoseconds."""
     cdef uint64_t tick = view.newest_tick
-    if t.rule.algorithm:
+    if t.rule.algorithm and t.rule.algorithm != NL_RUNS:
         now = nl_rule_now(&t.rule, view.now_ns)
         tick = now.tick if t.rule.algorithm == NL_GCRA else nl_now_rounded_up(now, t.rule.tick_ns)
     return tick, t.rule.tick_ns
@@ -1406,7 +1416,7 @@ cdef PyObject *short_check "nl_short_check" (PyObject *self, nl_table *t, PyObje
     return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
 
 
-# The same for tables that count by meters, in code of its own for each algorithm.
+# The same for tables that count in runs, or by meters, in code of its own for each algorithm.
 
 cdef inline PyObject *meter_allow "nl_meter_allow_as" (uint32_t algorithm, PyObject *self, nl_table *t,
                                                        PyObject *key) except NULL:
@@ -1417,7 +1427,10 @@ cdef inline PyObject *meter_allow "nl_meter_allow_as" (uint32_t algorithm, PyObj
         fp = hash_of_str(t, key)
     else:
         fingerprint_of_other(t, <object>key, &fp)
-    outcome = nl_meter_check_as(algorithm, t, fp, now_ns, 1, NL_QUICKLY, NULL)
+    if algorithm == NL_RUNS:
+        outcome = nl_runs_check(t, fp, now_ns, 1, NL_QUICKLY, NULL)
+    else:
+        outcome = nl_meter_check_as(algorithm, t, fp, now_ns, 1, NL_QUICKLY, NULL)
     if outcome == NL_DENIED:
         NL_TALLY(t, NL_COUNT_DENIED, 1)
         return new_bool(False)
@@ -1426,6 +1439,9 @@ cdef inline PyObject *meter_allow "nl_meter_allow_as" (uint32_t algorithm, PyObj
     NL_TALLY(t, NL_COUNT_ALLOWED, 1)
     return new_bool(True)
 
+
+cdef PyObject *runs_allow(PyObject *self, nl_table *t, PyObject *key) except NULL:
+    return meter_allow(NL_RUNS, self, t, key)
 
 cdef PyObject *gcra_allow(PyObject *self, nl_table *t, PyObject *key) except NULL:
     return meter_allow(NL_GCRA, self, t, key)
@@ -1437,7 +1453,8 @@ cdef PyObject *sliding_counter_allow(PyObject *self, nl_table *t, PyObject *key)
     return meter_allow(NL_SLIDING_COUNTER, self, t, key)
 
 
-cdef short_way meter_allows[4]
+cdef short_way meter_allows[5]
+meter_allows[<int>NL_RUNS] = <short_way><void *>runs_allow
 meter_allows[<int>NL_GCRA] = <short_way><void *>gcra_allow
 meter_allows[<int>NL_FIXED_WINDOW] = <short_way><void *>fixed_window_allow
 meter_allows[<int>NL_SLIDING_COUNTER] = <short_way><void *>sliding_counter_allow
@@ -1593,7 +1610,7 @@ cdef int open_shared(nl_table *t, int fd, path, uint32_t on_full, uint64_t stall
     return 0
 
 
-cdef nl_config config_of(limit, window_ns, max_keys, typical, str algorithm) except *:
+cdef nl_config config_of(limit, window_ns, max_keys, typical, str algorithm, max_log) except *:
     cdef nl_config config
     if not 1 <= max_keys <= NL_SHARED_KEYS_MOST:
         raise ValueError(f"max_keys must be from 1 to 2**30 for a shared table, got {max_keys}")
@@ -1606,25 +1623,26 @@ cdef nl_config config_of(limit, window_ns, max_keys, typical, str algorithm) exc
     config.secret[0] = config.secret[1] = 0
     config.typical = typical
     config.algorithm = ALGORITHMS.index(algorithm)
+    config.max_log = max_log
     return config
 
 
-def table_bytes(*, limit, window_ns, max_keys, typical, str algorithm not None="sliding-log"):
+def table_bytes(*, limit, window_ns, max_keys, typical, str algorithm not None="sliding-log", max_log=0):
     """How many bytes the file of such a table has."""
-    cdef nl_config config = config_of(limit, window_ns, max_keys, typical, algorithm)
+    cdef nl_config config = config_of(limit, window_ns, max_keys, typical, algorithm, max_log)
     return nl_shared_bytes(&config)
 
 
-def has_room(layout_limit, limit, window_ns, str algorithm not None="sliding-log"):
+def has_room(layout_limit, limit, window_ns, str algorithm not None="sliding-log", max_log=0):
     """Has a table that was laid out for one limit room for the other?"""
-    return bool(nl_shared_holds(layout_limit, limit, window_ns, ALGORITHMS.index(algorithm)))
+    return bool(nl_shared_holds(layout_limit, limit, window_ns, ALGORITHMS.index(algorithm), max_log))
 
 
 def format_table(int fd, *, limit, in_force, window_ns, max_keys, typical, own_clock, bytes boot_id not None, pid_namespace,
-                 time_namespace, number=0, quotas=1, str algorithm not None="sliding-log"):
+                 time_namespace, number=0, quotas=1, str algorithm not None="sliding-log", max_log=0):
     """Makes a table of a file that has exactly its size, and zeros in it: with room for one limit, and with another, or the same,
     in force. Nobody has the file yet but the caller."""
-    cdef nl_config config = config_of(limit, window_ns, max_keys, typical, algorithm)
+    cdef nl_config config = config_of(limit, window_ns, max_keys, typical, algorithm, max_log)
     cdef nl_origin origin
     cdef bytes secret = os.urandom(16)
     cdef uint64_t size = nl_shared_bytes(&config)
@@ -1672,7 +1690,7 @@ def read_header(int fd):
         "page_bytes": header.page_bytes, "header_bytes": header.header_bytes, "file_bytes": header.file_bytes, "intact": intact,
         "state": header.state, "boot_id": <bytes>header.origin.boot_id[:16], "pid_namespace": header.origin.pid_namespace,
         "time_namespace": header.origin.time_namespace, "window_ns": header.window_ns, "limit": limit,
-        "layout_limit": header.layout_limit, "max_keys": header.max_keys, "typical": header.typical,
+        "layout_limit": header.layout_limit, "max_keys": header.max_keys, "typical": header.typical, "max_log": header.max_log,
         "algorithm": ALGORITHMS[header.algorithm] if header.algorithm < <uint32_t>len(ALGORITHMS) else header.algorithm,
         "own_clock": bool(header.origin.own_clock), "created_ns": header.origin.created_ns, "number": header.origin.number,
         "quotas": header.origin.quotas,
@@ -1685,7 +1703,8 @@ cdef object limit_in_force(int fd, const nl_header *header):
     if header.algorithm >= <uint32_t>len(ALGORITHMS):
         return header.layout_limit
     try:
-        config = config_of(header.layout_limit, header.window_ns, header.max_keys, header.typical, ALGORITHMS[header.algorithm])
+        config = config_of(header.layout_limit, header.window_ns, header.max_keys, header.typical, ALGORITHMS[header.algorithm],
+                           header.max_log)
     except ValueError:
         return header.layout_limit
     cdef uint64_t offset = head_offset(&config) + HEAD_LIMIT

@@ -145,9 +145,6 @@ cdef list in_order(Bundle b, tuple given):
                 f"quota must have the window of one of the limiter's quotas, {windows}, got {quota}: a key's log is kept for that"
                 " long; give the limiter a quota with this window as well"
             )
-        most = MAX_LOG_LIMIT if table_of(b.first).rule.algorithm == 0 else MAX_METER_LIMIT
-        if quota.limit > most:
-            raise ValueError(f"quota must have a limit from 1 to {most} for algorithm={b.algorithm!r}, got {quota}")
     return own
 
 

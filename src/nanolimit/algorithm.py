@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from nanolimit import _core
 from nanolimit.clock import shown
+from nanolimit.quota import whole_number
 
 if TYPE_CHECKING:
-    from nanolimit.quota import Quota
-
     Algorithm = Literal["sliding-log", "gcra", "fixed-window", "sliding-counter"]
 
 ALGORITHMS = _core.ALGORITHMS
@@ -39,12 +38,28 @@ def most(algorithm: str) -> int:
     return _core.MAX_LOG_LIMIT if algorithm == DEFAULT else _core.MAX_METER_LIMIT
 
 
-def require_limit(quota: Quota, algorithm: str) -> None:
-    """Raise a ValueError if the quota's limit is more than the algorithm can count."""
-    if quota.limit > most(algorithm):
-        meters = " or ".join(repr(name) for name in ALGORITHMS if name != DEFAULT)
-        raise ValueError(
-            f"limit must be from 1 to {most(algorithm)} for algorithm={algorithm!r}, "
-            f"not {quota.limit}: for larger ones take algorithm={meters} "
-            f"(up to {_core.MAX_METER_LIMIT})"
+def checked_max_log(value: object, limit: int, algorithm: str) -> int | None:
+    """Return `value` as a bound of the entries in a key's log.
+
+    Args:
+        value: What was given; None for no bound.
+        limit: The largest limit that it is to go with.
+        algorithm: Whose log it is to bound.
+
+    Raises:
+        TypeError: It is no int, or the algorithm keeps no log.
+        ValueError: It is out of range.
+    """
+    if value is None:
+        return None
+    number = whole_number("max_log", value)
+    if algorithm != DEFAULT:
+        raise TypeError(
+            f"max_log goes with algorithm={DEFAULT!r}: {algorithm!r} keeps no log; leave it out"
         )
+    if not _core.MAX_LOG_LEAST <= number <= limit:
+        raise ValueError(
+            f"max_log must be from {_core.MAX_LOG_LEAST} to the limit of {limit}, "
+            f"not {shown(number)}: leave it out for a log that is exact throughout"
+        )
+    return number

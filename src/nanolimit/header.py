@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from nanolimit import _core
-from nanolimit.algorithm import ALGORITHMS, most
+from nanolimit.algorithm import ALGORITHMS, DEFAULT, most
 from nanolimit.clock import shown
 from nanolimit.errors import SharedTableError
 from nanolimit.quota import MAX_WINDOW_NS, MIN_WINDOW_NS, Quota
@@ -44,6 +44,7 @@ class Config(NamedTuple):
     number: int = 0
     quotas: int = 1
     max_limit: int = 0  # the largest limit that there is room for, if above the one in force
+    max_log: int = 0  # 0: there is no bound
 
     @property
     def layout_limit(self) -> int:
@@ -59,6 +60,7 @@ class Config(NamedTuple):
             max_keys=self.max_keys,
             typical=self.typical,
             algorithm=self.algorithm,
+            max_log=self.max_log,
         )
 
 
@@ -128,12 +130,17 @@ def checked_config(place: Place, header: Mapping[str, Any], status: os.stat_resu
     limit = _number(place, header, "limit", 1, most(algorithm))
     max_keys = _number(place, header, "max_keys", 1, MAX_KEYS)
     typical = _number(place, header, "typical", 1, layout_limit)
+    max_log: int = header["max_log"]
+    if max_log:
+        if algorithm != DEFAULT:
+            fault(place, "max_log", max_log, f"0 with algorithm {algorithm!r}")
+        max_log = _number(place, header, "max_log", _core.MAX_LOG_LEAST, layout_limit)
     if status.st_size != header["file_bytes"]:
         fault(place, "size", status.st_size, f"{header['file_bytes']} bytes")
     if header["intact"] is not True:
         fault(place, "digest", "another", "that of its other fields")
     # The limit may have changed since it was laid out; the layout has not.
-    if not _core.has_room(layout_limit, limit, window_ns, algorithm):
+    if not _core.has_room(layout_limit, limit, window_ns, algorithm, max_log):
         fault(place, "limit", limit, f"one for which a layout for {layout_limit} has room")
     laid_out = Config(
         Quota._of(layout_limit, window_ns),
@@ -143,6 +150,7 @@ def checked_config(place: Place, header: Mapping[str, Any], status: os.stat_resu
         algorithm,
         header["number"],
         header["quotas"],
+        max_log=max_log,
     )
     try:
         file_bytes = laid_out.file_bytes

@@ -17,7 +17,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from nanolimit import _core
-from nanolimit.algorithm import DEFAULT, checked_algorithm, require_limit
+from nanolimit.algorithm import DEFAULT, checked_algorithm, checked_max_log
 from nanolimit.backoff import Backoff
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
 from nanolimit.errors import LimiterClosedError
@@ -96,6 +96,11 @@ def _next_name() -> str:
     with _naming:
         _named += 1
         return f"limiter-{_named}"
+
+
+def _max_log_of(quota: Quota, max_log: int | None) -> int | None:
+    """Return the bound for one of several quotas; a log that can't be so long needs none."""
+    return max_log if max_log is not None and max_log <= quota.limit else None
 
 
 class Verbs:
@@ -287,7 +292,7 @@ class RateLimiter(Verbs, Policies):
 
     In any window of length `per`, at most `limit` units of a key are allowed, and a request is
     denied only if allowing it would break that. A request counts until exactly `per` has passed.
-    (So it is with the default algorithm; the others take limits up to 2**24 and less memory.)
+    (So it is with the default algorithm; the others take less memory.)
 
     ```python
     limiter = RateLimiter(5, per=60)
@@ -313,11 +318,18 @@ class RateLimiter(Verbs, Policies):
             among a few, so that the limit is not exact any more for that one. A known key is
             decided by its log.
         algorithm: How requests are counted; see "Algorithms" in the documentation.
-            ``"sliding-log"``: exact, each request for itself; limits up to 2,047. The others keep
-            a few words a key whatever the limit, up to 2**24. ``"gcra"``: a bucket of `limit`
+            ``"sliding-log"``: exact, each request for itself; 4 bytes for each unit of the window,
+            or, of limits above 2,047, 8 bytes for each request. The others keep a few words a key
+            whatever the limit. ``"gcra"``: a bucket of `limit`
             units that fills evenly, all of it within `per`. ``"fixed-window"``: a window begins
             with a key's first request and ends after exactly `per`. ``"sliding-counter"``: such
             windows follow one another, and what was counted in the one before fades away.
+        max_log: A bound for a key's log, where a limit is too large for one entry a request: 16 to
+            the limit. The log is exact while it has no more entries than that; further requests
+            are put together in slots of time, ``per / (max_log // 2)`` long at most, so that it
+            never has more than half as many again. A request leaves such a slot up to its length
+            late, and never early: never one too many. Of several quotas it bounds those whose
+            limits are larger. No bound when left out.
         backoff: The penalty of a key for denials in a row: a `Backoff`.
         exempt: Keys that have no limit, from the start; `set_exempt` does it later.
         enforce: False only watches: every request is allowed, and those that would have been
@@ -348,7 +360,8 @@ class RateLimiter(Verbs, Policies):
             the `quota` of a call may ask for. That of `quota` when left out. (A private limiter
             makes room when it is needed.)
         typical: How many requests of its window a live key holds on average: that much memory is
-            taken for long logs. The limit, but at most 32, when left out.
+            taken for long logs. The limit, but at most 32 (26 above a limit of 2,047), when left
+            out.
 
     Raises:
         TypeError: An argument is of the wrong type, `per` is given besides a quota that has it, or
@@ -389,6 +402,7 @@ class RateLimiter(Verbs, Policies):
         max_keys: int | None = None,
         on_full: Literal["allow", "deny", "evict"] = "allow",
         algorithm: Algorithm = "sliding-log",
+        max_log: int | None = None,
         backoff: Backoff | None = None,
         exempt: Iterable[Key] = (),
         enforce: bool = True,
@@ -404,8 +418,7 @@ class RateLimiter(Verbs, Policies):
     ) -> None:
         quotas = checked_quotas(quota, per)
         algorithm = checked_algorithm(algorithm)
-        for each in quotas:
-            require_limit(each, algorithm)
+        max_log = checked_max_log(max_log, max(each.limit for each in quotas), algorithm)
         _check_choice("on_full", on_full, _ON_FULL)
         if clock is not None and not callable(clock):
             raise TypeError(
@@ -444,11 +457,12 @@ class RateLimiter(Verbs, Policies):
                         algorithm=algorithm,
                         make_quota=maker(each),
                         kin=engines[0] if engines else None,
+                        max_log=_max_log_of(each, max_log) or 0,
                     )
                 )
         else:
             engines = self._shared_engines(
-                quotas, name, max_keys, on_full, algorithm, clock, shared, **given
+                quotas, name, max_keys, on_full, algorithm, clock, shared, max_log, **given
             )
         engine = engines[0] if len(engines) == 1 else _core.Bundle(engines)
         self._engine = engine
@@ -488,6 +502,7 @@ class RateLimiter(Verbs, Policies):
         algorithm: Algorithm,
         clock: Callable[[], float] | None,
         shared: str | os.PathLike[str] | Literal[True],
+        max_log: int | None,
         *,
         on_mismatch: Any,
         mode: Any,
@@ -523,7 +538,8 @@ class RateLimiter(Verbs, Policies):
                 algorithm=algorithm,
                 number=number,
                 quotas=len(quotas),
-                max_limit=_checked_max_limit(max_limit, quota, algorithm),
+                max_limit=_checked_max_limit(max_limit, quota),
+                max_log=_max_log_of(quota, max_log),
             )
             for number, quota in enumerate(quotas)
         ]
@@ -979,16 +995,14 @@ def _checked_exempt(exempt: object) -> tuple[Any, ...]:
     return tuple(exempt)
 
 
-def _checked_max_limit(max_limit: object, quota: Quota, algorithm: Algorithm) -> int | None:
+def _checked_max_limit(max_limit: object, quota: Quota) -> int | None:
     """Return what there is to be room for, as far as this quota is concerned."""
     if max_limit is None:
         return None
     number = whole_number("max_limit", max_limit)
     if number < 1:
         raise ValueError(f"max_limit must be >= 1, got {shown(number)}")
-    largest = Quota(max(number, quota.limit), quota.per)
-    require_limit(largest, algorithm)
-    return largest.limit
+    return Quota(max(number, quota.limit), quota.per).limit
 
 
 def _checked_mode(mode: object, group: object) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nanolimit.algorithm import require_limit
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
 from nanolimit.errors import LimiterClosedError
 from nanolimit.quota import MAX_WINDOW_NS, Quota, checked_quotas
@@ -46,8 +45,7 @@ class Policies:
 
         Raises:
             TypeError: The key is of a type that is no key, or `quota` is no quota.
-            ValueError: None of the limiter's quotas has this window, or the limit is more than the
-                algorithm can count.
+            ValueError: None of the limiter's quotas has this window.
             SharedTableError: A shared table was made without room for such a limit: make it with
                 `max_limit`.
             NanolimitError: There is no room for the quotas of more keys.
@@ -59,10 +57,7 @@ class Policies:
         if quota is None:
             engine.set_quota(key, None)
             return
-        quotas = checked_quotas(quota, None)
-        for each in quotas:
-            require_limit(each, engine.algorithm)
-        engine.set_quota(key, quotas)
+        engine.set_quota(key, checked_quotas(quota, None))
 
     def set_exempt(self, key: Key, exempt: bool = True) -> None:
         """Lift all limits of a key, or put them back.
@@ -109,8 +104,6 @@ class Policies:
                 f"update must be given as many quotas as the limiter has ({len(limiters)}), "
                 f"got {len(quotas)}"
             )
-        for each in quotas:
-            require_limit(each, engine.algorithm)
         for limiter, each in zip(limiters, quotas, strict=True):
             limiter.require_room(each)
         for limiter, each in zip(limiters, quotas, strict=True):

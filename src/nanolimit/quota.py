@@ -88,8 +88,7 @@ class Quota:
     """So many units in any window of this length. Immutable, hashable, compared by value.
 
     Args:
-        limit: Units that fit into one window, 1 to 16,777,216 (2**24). The sliding log, which
-            `RateLimiter` counts with unless told otherwise, takes up to 2,047.
+        limit: Units that fit into one window, 1 to 16,777,216 (2**24).
         per: The length of the window: seconds as int or float, or a `timedelta`, from one
             microsecond to ten years. A float becomes the nearest whole nanosecond.
 

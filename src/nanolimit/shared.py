@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nanolimit import _core
-from nanolimit.algorithm import checked_algorithm, require_limit
+from nanolimit.algorithm import checked_algorithm, checked_max_log
 from nanolimit.clock import NS_PER_SECOND
 from nanolimit.errors import SharedTableError
 from nanolimit.header import (
@@ -94,6 +94,9 @@ class TableInfo:
 
     max_keys: int | None = None
     typical: int | None = None
+
+    max_log: int | None = None
+    """The bound of a key's log that its limiters were given, or None."""
 
     own_clock: bool | None = None
     """Whether its limiters were given a clock."""
@@ -233,6 +236,7 @@ def _inspected(folder: Handle, place: Place) -> TableInfo:
             algorithm=config.algorithm,
             max_keys=config.max_keys,
             typical=config.typical,
+            max_log=config.max_log or None,
             own_clock=config.own_clock,
             created=_moment(header["created_ns"]),
             **inside,
@@ -387,6 +391,7 @@ def bytes_for(
     per: float | timedelta = 60.0,
     typical: int | None = None,
     algorithm: Algorithm = "sliding-log",
+    max_log: int | None = None,
 ) -> int:
     """Return how many bytes the table of so many keys takes, all of them at once.
 
@@ -395,8 +400,9 @@ def bytes_for(
         limit: Units that fit into one window.
         per: The length of the window.
         typical: Requests that a live key holds on average. The limit, but at most 32, when left
-            out.
+            out; 26 at most where the limit is above 2,047.
         algorithm: How its limiters count. All but the sliding log need a slot a key, no more.
+        max_log: Its limiters' `max_log`.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -404,12 +410,13 @@ def bytes_for(
     """
     quota = Quota(limit, per)
     algorithm = checked_algorithm(algorithm)
-    require_limit(quota, algorithm)
+    bound = checked_max_log(max_log, quota.limit, algorithm)
     wanted = Wanted(
         quota,
         checked_max_keys(keys, "keys"),
         checked_typical(typical, quota),
         own_clock=False,
         algorithm=algorithm,
+        max_log=bound,
     )
     return wanted.config().file_bytes

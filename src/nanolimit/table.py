@@ -75,6 +75,10 @@ RECORDS_QUOTA = Quota(1, per=_core.RECORD_WINDOW_NS / NS_PER_SECOND)
 # Stamps that a live key holds on average, unless the caller knows better: the whole limit where it
 # is small, and not more than this of a large one, which few keys use up.
 _DEFAULT_TYPICAL = 32
+# Above this limit logs are kept in runs, which take twice the room and a little more: so many fill
+# 256 bytes (core/run.h).
+_MOST_STAMPS = 2047
+_DEFAULT_TYPICAL_RUNS = 26
 
 # How often one starts over because others replaced the table in the middle of it.
 _ATTEMPTS = 100
@@ -92,12 +96,14 @@ class Wanted(NamedTuple):
     quotas: int = 1
     max_limit: int | None = None  # the largest limit that it must have room for
     sparse: bool = False  # without a name, and perhaps never used: memory is taken when it is
+    max_log: int | None = None
 
     def config(self) -> Config:
         """Return what a new table is laid out for."""
         typical = self.typical
         if typical is None:
-            typical = min(self.quota.limit, _DEFAULT_TYPICAL)
+            in_runs = self.max_log is not None or self.quota.limit > _MOST_STAMPS
+            typical = min(self.quota.limit, _DEFAULT_TYPICAL_RUNS if in_runs else _DEFAULT_TYPICAL)
         max_keys = DEFAULT_MAX_KEYS if self.max_keys is None else self.max_keys
         return Config(
             self.quota,
@@ -108,6 +114,7 @@ class Wanted(NamedTuple):
             self.number,
             self.quotas,
             self.max_limit or 0,
+            self.max_log or 0,
         )
 
 
@@ -451,6 +458,7 @@ def _format(handle: Handle, config: Config) -> None:
         number=config.number,
         quotas=config.quotas,
         algorithm=config.algorithm,
+        max_log=config.max_log,
     )
 
 
@@ -547,6 +555,8 @@ def _settled(
         differences.append(f"typical is {config.typical}, asked for {wanted.typical}")
     if config.algorithm != wanted.algorithm:
         differences.append(f"algorithm is {config.algorithm!r}, asked for {wanted.algorithm!r}")
+    if wanted.max_log is not None and config.max_log != wanted.max_log:
+        differences.append(f"max_log is {config.max_log or None}, asked for {wanted.max_log}")
     clocks = ("the system's", "one of its own")
     if config.own_clock != wanted.own_clock:
         differences.append(
@@ -558,7 +568,11 @@ def _settled(
             f"asked for {wanted.number + 1} of {wanted.quotas}"
         )
     if wanted.max_limit is not None and not _core.has_room(
-        header["layout_limit"], wanted.max_limit, have.window_ns, config.algorithm
+        header["layout_limit"],
+        wanted.max_limit,
+        have.window_ns,
+        config.algorithm,
+        config.max_log,
     ):
         differences.append(f"max_limit is {header['layout_limit']}, asked for {wanted.max_limit}")
     if not differences:
@@ -566,7 +580,11 @@ def _settled(
     if access.on_mismatch == "replace":
         limit_only = len(differences) == 1 and have.limit != asked.limit
         if limit_only and _core.has_room(
-            header["layout_limit"], asked.limit, asked.window_ns, config.algorithm
+            header["layout_limit"],
+            asked.limit,
+            asked.window_ns,
+            config.algorithm,
+            config.max_log,
         ):
             return asked.limit
         return _REMAKE

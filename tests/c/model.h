@@ -104,7 +104,7 @@ static model_view model_check(model *m, uint32_t k, uint64_t now_ns, uint32_t li
     if (view.used && stamp < view.newest) stamp = view.newest;
     uint32_t out = model_expired(m, key, now_ns);
     if (key->room < view.used + cost) key->stamps = model_memory(key->stamps, (key->room = 2 * (view.used + cost)) * sizeof(uint64_t));
-    memmove(key->stamps, key->stamps + out, view.used * sizeof(uint64_t));
+    if (out) memmove(key->stamps, key->stamps + out, view.used * sizeof(uint64_t));
     key->count = view.used;
     for (uint32_t i = 0; i < cost; i++) key->stamps[key->count++] = stamp;
     view.used = key->count;

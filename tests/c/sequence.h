@@ -204,7 +204,7 @@ static void sequence_check(sequence *s, uint32_t k, uint32_t cost, bool with_vie
     nl_view view;
     uint32_t refusals = refusal.refused;
     /* Nobody else is here: a quick call has nothing to wait for, so one that wants to would wait for ever. */
-    nl_outcome outcome = nl_check(&s->table, s->fps[k], s->now_ns, cost, false, with_view ? &view : NULL);
+    nl_outcome outcome = nl_check_any(&s->table, s->fps[k], s->now_ns, cost, false, with_view ? &view : NULL);
     bool refused = refusal.refused != refusals, known = s->model.keys[k].present;
     if (outcome & ~(NL_ALLOWED | NL_UNTRACKED | NL_DISPLACED)) sequence_fail(s, "outcome", NL_ALLOWED, outcome);
     if (outcome & NL_UNTRACKED) {
@@ -334,6 +334,15 @@ static void sequence_burst(sequence *s) { /* many keys, one after the other: gro
     }
 }
 
+static void sequence_stream(sequence *s) { /* one key, again and again, while time passes: a log of many runs, which leave again */
+    uint32_t n = sequence_word(s) % 4096, step = sequence_byte(s) % 8, k = sequence_pick_key(s), part = sequence_byte(s) % 4;
+    for (uint32_t i = 0; i < n; i++) {
+        s->key = k;
+        sequence_move_to(s, s->now_ns + step * s->model.tick_ns + (part ? 0 : s->config.window_ns / 2500));
+        sequence_check(s, k, 1 + (i % 16 == 5) * (i & 3), i % 8 == 0);
+    }
+}
+
 /* --- the sequence ------------------------------------------------------------------------------------------------- */
 
 static void sequence_step(sequence *s) {
@@ -377,8 +386,9 @@ static void sequence_step(sequence *s) {
         sequence_batch(s);
     } else if (what == BACK) {
         byte = sequence_byte(s);
-        s->operation = "burst";
+        s->operation = byte < 48 ? "burst" : "stream";
         if (byte < 48) sequence_burst(s);
+        else if (byte < 80) sequence_stream(s);
         else sequence_move_to(s, s->now_ns - byte * s->model.tick_ns / 16);
     } else {
         byte = sequence_byte(s);
@@ -416,17 +426,19 @@ static void sequence_open(sequence *s) {
 
 static void sequence_begin(sequence *s) {
     static const uint16_t limits[] = {1, 2, 3, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 63, 64, 100, 127, 128, 511, 512, 1000, 1023, 1024, 2047};
+    static const uint32_t wide[] = {2048, 2049, 2500, 3000, 5000, 9999, 65535, 100000}; /* kept in runs */
     static const uint64_t windows[] = {1000, 1001, 999983, 1000000, 1000000000, 1073741824, 1073741825, 1999999943, 60000000000,
                                        3600000000000, 86400000000000, 86399999999999, 315576000000000000};
     static const uint16_t sizes[] = {1, 2, 3, 17, 31, 32, 33, 100, 689, 690, 768, 769, 1023, 1024, 1025, 1100, 2047, 5000};
     uint32_t byte = sequence_byte(s), word = sequence_word(s);
-    s->config.limit = byte < 200 ? limits[byte % 24] : 1 + word % NL_LIMIT_MOST;
+    s->config.limit = byte < 168 ? limits[byte % 24] : byte < 216 ? wide[byte % 8] : 1 + word % NL_LIMIT_MOST;
     byte = sequence_byte(s), word = sequence_word(s);
     s->config.window_ns = byte < 200 ? windows[byte % 13] : 1000 + ((uint64_t)word << byte % 42);
     byte = sequence_byte(s), word = sequence_word(s);
     s->config.max_keys = byte < 220 ? sizes[byte % 18] : 1 + word % 5000;
     s->config.on_full = sequence_byte(s) % 3;
     s->config.secret[0] = s->config.secret[1] = byte;
+    s->config.max_log = !sequence_shared && byte % 4 == 0 ? 1 << 20 : 0; /* never so long; but kept in runs (core/run.h) */
     byte = sequence_byte(s);
     s->style = sequence_shared ? 0 : byte % SEQUENCE_STYLES; /* its segments are sized for hashes that nobody aims */
     uint32_t shared_bits = sequence_byte(s) % 33;

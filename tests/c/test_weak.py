@@ -13,7 +13,7 @@ import pytest
 from tools import missing
 
 HERE = Path(__file__).parent
-SCENARIOS = ["hot_key", "views", "reused_slot", "stolen_slot", "growth", "death", "meters"]
+SCENARIOS = ["hot_key", "views", "reused_slot", "stolen_slot", "growth", "death", "meters", "runs"]
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="its threads are coroutines of Linux's ucontext"

@@ -46,7 +46,7 @@ static nl_fingerprint key_of(uint64_t k) {
 }
 
 static void open_table(nl_table *t, uint32_t limit, uint64_t window_ns, uint32_t max_keys, uint32_t on_full) {
-    nl_config config = {limit, window_ns, max_keys, on_full, {1, 2}, 0, 0};
+    nl_config config = {limit, window_ns, max_keys, on_full, {1, 2}, 0, 0, 0};
     CREW_REQUIRE(nl_table_open(t, &config), "no table");
 }
 
@@ -59,9 +59,9 @@ static void verify(nl_table *t) {
 
 /* As the seam calls: quick, and when somebody is at it, waiting. A key that the quick call displaced stays displaced. */
 static nl_outcome check(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_view *view) {
-    nl_outcome outcome = nl_check(t, fp, now_ns, cost, false, view);
+    nl_outcome outcome = nl_check_any(t, fp, now_ns, cost, false, view);
     if (!(outcome & NL_WOULD_WAIT)) return outcome;
-    return (nl_outcome)(nl_check(t, fp, now_ns, cost, true, view) | (outcome & NL_DISPLACED));
+    return (nl_outcome)(nl_check_any(t, fp, now_ns, cost, true, view) | (outcome & NL_DISPLACED));
 }
 
 /* --- hot ---------------------------------------------------------------------------------------------------------- */
@@ -80,7 +80,7 @@ static void disturb(nl_table *t, uint64_t *state, uint64_t now_ns, nl_fingerprin
     uint64_t random = next_random(state), k = HOT_KEYS + random % 4096;
     nl_view view;
     switch (random >> 32 & 7) {
-    case 0: case 1: case 2: case 3: nl_check(t, key_of(k), now_ns - 2 * WINDOW_NS, 1 + random % limit, true, NULL); break;
+    case 0: case 1: case 2: case 3: nl_check_any(t, key_of(k), now_ns - 2 * WINDOW_NS, 1 + random % limit, true, NULL); break;
     case 4: nl_reset(t, key_of(k), now_ns, true); break;
     case 5:
         nl_peek(t, key_of(k), now_ns, 1, true, &view);
@@ -89,7 +89,7 @@ static void disturb(nl_table *t, uint64_t *state, uint64_t now_ns, nl_fingerprin
         CREW_REQUIRE(!view.used || (view.newest_tick == now_ns && view.oldest_tick == now_ns), "%" PRIu64, view.newest_tick);
         break;
     case 6:
-        if (random >> 40 & 15) nl_check(t, key_of(k), now_ns - 2 * WINDOW_NS, 1, true, NULL);
+        if (random >> 40 & 15) nl_check_any(t, key_of(k), now_ns - 2 * WINDOW_NS, 1, true, NULL);
         else nl_walk_evict(t, now_ns, false, &(bool){false});
         break;
     case 7:
@@ -129,7 +129,7 @@ static void hot_work(void *shared, uint32_t self) {
 }
 
 static void run_hot(uint32_t rounds, uint32_t threads) {
-    static const uint32_t limits[] = {1, 5, 6, 7, 100, 2047};
+    static const uint32_t limits[] = {1, 5, 6, 7, 100, 2047, 5000};
     for (uint32_t i = 0; i < sizeof limits / sizeof *limits; i++) {
         static hot h;
         memset(&h, 0, sizeof h);
@@ -172,12 +172,23 @@ static void sliding_work(void *shared, uint32_t self) {
         uint64_t step = random >> 8 & 63 ? 0 : random >> 16 & 7 ? random >> 20 & 255 : SLIDING_WINDOW;
         uint64_t now = nl_add64(&s->now, step) + step;
         uint32_t cost = random >> 32 & 3 ? 1 : 1 + (uint32_t)(random >> 34) % s->limit;
+        if (s->table.rule.algorithm == NL_RUNS) { /* nearly every request at a tick of its own, so that there are pieces */
+            step = random >> 8 & 8191 ? 1 : SLIDING_WINDOW;
+            now = nl_add64(&s->now, step) + step;
+            if (random >> 32 & 255) cost = 1;
+        }
         nl_view view;
         nl_outcome outcome = check(&s->table, key_of(k), now, cost, &view);
         CREW_REQUIRE(!(outcome & ~NL_ALLOWED), "outcome %d", (int)outcome);
         if (outcome & NL_ALLOWED) {
             CREW_REQUIRE(view.used >= cost && view.used <= s->limit && view.newest_tick >= now, "%u units", view.used);
             note_stamps(s, self, k, view.newest_tick, cost);
+            if (s->table.rule.algorithm == NL_RUNS && (random >> 50) % 8 == 0) { /* and some are given back, out of the middle */
+                uint32_t given;
+                CREW_REQUIRE(nl_refund(&s->table, key_of(k), now, view.newest_tick, cost, NL_WAITING, &given) == NL_ALLOWED, "a refund waits");
+                CREW_REQUIRE(given <= cost, "%u of %u given back", given, cost);
+                s->counts[self][k] -= given;
+            }
         } else {
             CREW_REQUIRE(view.used + cost > s->limit && view.used <= s->limit, "denied at %u", view.used);
             CREW_REQUIRE(view.deciding_tick + SLIDING_WINDOW > now, "denied by a stamp that is out");
@@ -192,7 +203,7 @@ static int compare_stamps(const void *a, const void *b) {
 }
 
 static void run_sliding(uint32_t rounds, uint32_t threads) {
-    static const uint32_t limits[] = {1, 6, 7, 9, 33, 300, 2047};
+    static const uint32_t limits[] = {1, 6, 7, 9, 33, 300, 2047, 2500};
     for (uint32_t i = 0; i < sizeof limits / sizeof *limits; i++) {
         static sliding s;
         memset(&s, 0, sizeof s);
@@ -218,8 +229,8 @@ static void run_sliding(uint32_t rounds, uint32_t threads) {
             free(all);
             uint64_t now = s.now + 2 * SLIDING_WINDOW; /* and then exactly as many as there may be */
             for (uint32_t unit = 0; unit < s.limit; unit++)
-                CREW_REQUIRE(nl_check(&s.table, key_of(k), now, 1, true, NULL) == NL_ALLOWED, "unit %u of %u", unit, s.limit);
-            CREW_REQUIRE(nl_check(&s.table, key_of(k), now, 1, true, NULL) == NL_DENIED, "one too many of %u", s.limit);
+                CREW_REQUIRE(nl_check_any(&s.table, key_of(k), now, 1, true, NULL) == NL_ALLOWED, "unit %u of %u", unit, s.limit);
+            CREW_REQUIRE(nl_check_any(&s.table, key_of(k), now, 1, true, NULL) == NL_DENIED, "one too many of %u", s.limit);
         }
         nl_table_close(&s.table);
     }
@@ -277,8 +288,8 @@ static void close_storm(storm *s) {
 }
 
 static void run_clear(uint32_t rounds, uint32_t threads) {
-    static const uint32_t limits[] = {5, 40, 2047};
-    for (int i = 0; i < 3; i++) {
+    static const uint32_t limits[] = {5, 40, 2047, 6000};
+    for (int i = 0; i < 4; i++) {
         static storm s;
         open_storm(&s, limits[i], 6000, 8000, rounds * 50, true);
         crew_run(threads, storm_work, &s, NULL);
@@ -314,7 +325,7 @@ static void run_full(uint32_t rounds, uint32_t threads) {
 }
 
 static void open_meters(nl_table *t, uint32_t limit, uint64_t window_ns, uint32_t algorithm) {
-    nl_config config = {limit, window_ns, 1000, NL_ON_FULL_DENY, {1, 2}, 0, algorithm};
+    nl_config config = {limit, window_ns, 1000, NL_ON_FULL_DENY, {1, 2}, 0, algorithm, 0};
     CREW_REQUIRE(nl_table_open(t, &config), "no table");
 }
 
@@ -329,7 +340,7 @@ typedef struct {
     uint64_t counted[CREW_MOST][CLAIM_PLACES + 4], denied[CREW_MOST][16];
 } crowd;
 
-static const uint32_t crowd_limits[CLAIM_TABLES] = {2047, 60, 400};
+static const uint32_t crowd_limits[CLAIM_TABLES] = {3000, 60, 400};
 
 /* Every key of every table is wanted by all, in another order by each, while others are inserted, split, and go idle again. */
 static void claims_work(void *shared, uint32_t self) {
@@ -718,8 +729,8 @@ static void use_in_child(storm *s) {
         uint32_t fitting = before.limit - before.used;
         if (s->limit > 64 && k > 8) continue;
         for (uint32_t unit = 0; unit < fitting; unit++)
-            CREW_REQUIRE(nl_check(&s->table, key_of(k), s->now, 1, true, NULL) & NL_ALLOWED, "unit %u of %u", unit, fitting);
-        CREW_REQUIRE(!(nl_check(&s->table, key_of(k), s->now, 1, true, NULL) & NL_ALLOWED), "one too many after %u", fitting);
+            CREW_REQUIRE(nl_check_any(&s->table, key_of(k), s->now, 1, true, NULL) & NL_ALLOWED, "unit %u of %u", unit, fitting);
+        CREW_REQUIRE(!(nl_check_any(&s->table, key_of(k), s->now, 1, true, NULL) & NL_ALLOWED), "one too many after %u", fitting);
     }
     for (uint64_t k = 0; k < s->keys; k++) nl_reset(&s->table, key_of(k), s->now, true); /* every slot and every lock */
     nl_walk_evict(&s->table, s->now, true, &(bool){false});
@@ -748,7 +759,7 @@ static void fork_meanwhile(void *shared) {
 }
 
 static void run_fork(uint32_t rounds, uint32_t threads) {
-    static const uint32_t limits[] = {5, 40, 600};
+    static const uint32_t limits[] = {5, 40, 6000};
     for (int i = 0; i < 3; i++) {
         static storm s;
         open_storm(&s, limits[i], 3000, 4000, UINT32_MAX, true);

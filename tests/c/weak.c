@@ -37,6 +37,8 @@ typedef struct {
 
 static uint32_t limit;
 static uint64_t window;
+static bool in_runs;       /* logs are kept in runs, as of large limits (core/run.h) */
+enum { NEVER_SO_LONG = 1 << 20 }; /* what asks for them at a small limit */
 static uint32_t algorithm; /* the log; or the fixed window, a log whose stamps are all its window's start: that shows all meters' protocol */
 
 static uint32_t model_expired(const model *log, uint64_t now) {
@@ -239,7 +241,7 @@ static void open_table(uint32_t max_keys) {
     static const uint64_t starts[] = {100, ((uint64_t)7 << 30) - 20, ((uint64_t)1 << 32) + 3, ((uint64_t)5 << 32) - 10, 123456789012345};
     window = 8 + weak_below(40);
     clock_ticks = starts[weak_below(5)] + 3 * window;
-    nl_config config = {.limit = limit, .window_ns = window, .max_keys = max_keys, .on_full = NL_ON_FULL_DENY, .secret = {1, 2}, .algorithm = algorithm};
+    nl_config config = {.limit = limit, .window_ns = window, .max_keys = max_keys, .on_full = NL_ON_FULL_DENY, .secret = {1, 2}, .algorithm = algorithm, .max_log = in_runs ? NEVER_SO_LONG : 0};
     if (!nl_table_open(&table, &config)) weak_fail("no memory");
     bool same_tag = weak_below(2);
     for (uint32_t key = 0; key < KEYS; key++) { /* in one bucket, with one tag or not */
@@ -403,12 +405,20 @@ static void meters(void) {
     algorithm = NL_SLIDING_LOG;
 }
 
+/* All of them with logs of runs. */
+static void runs(void) {
+    static void (*const all[])(void) = {hot_key, views, reused_slot, stolen_slot, growth, death};
+    in_runs = true;
+    all[weak_below(6)]();
+    in_runs = false;
+}
+
 static const struct {
     const char *name;
     void (*once)(void);
     uint64_t seeds; /* of a plain run */
 } scenarios[] = {{"hot_key", hot_key, 10000}, {"views", views, 10000}, {"reused_slot", reused_slot, 10000}, {"stolen_slot", stolen_slot, 100000},
-                 {"growth", growth, 10000}, {"death", death, 10000}, {"meters", meters, 20000}};
+                 {"growth", growth, 10000}, {"death", death, 10000}, {"meters", meters, 20000}, {"runs", runs, 20000}};
 
 int main(int argc, char **argv) {
     uint64_t first = argc > 2 ? strtoull(argv[2], NULL, 10) : 0, seeds = argc > 3 ? strtoull(argv[3], NULL, 10) : 0;

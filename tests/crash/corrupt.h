@@ -61,12 +61,14 @@ static uint64_t corrupt_bytes(corrupt_input *in, int n) {
 /* --- tables that have seen some life -------------------------------------------------------------------------------- */
 
 static const nl_config corrupt_configs[] = {
-    {6, 60000000000, 16, NL_ON_FULL_ALLOW, {1, 2}, 6, 0},     {40, 60000000000, 16, NL_ON_FULL_EVICT, {3, 4}, 40, 0},
-    {2047, 1000000000, 5, NL_ON_FULL_DENY, {5, 6}, 2047, 0},  {100, 60000000000, 600, NL_ON_FULL_EVICT, {7, 8}, 10, 0},
-    {3, 1000000, 1100, NL_ON_FULL_ALLOW, {9, 10}, 3, 0},      {7, 86400000000000, 1, NL_ON_FULL_EVICT, {11, 12}, 7, 0},
-    {300, 60000000000, 16, NL_ON_FULL_ALLOW, {13, 14}, 6, NL_GCRA},
-    {6, 1000000, 16, NL_ON_FULL_EVICT, {15, 16}, 6, NL_FIXED_WINDOW},
-    {9, 60000000000, 16, NL_ON_FULL_DENY, {17, 18}, 9, NL_SLIDING_COUNTER},
+    {6, 60000000000, 16, NL_ON_FULL_ALLOW, {1, 2}, 6, 0, 0},     {40, 60000000000, 16, NL_ON_FULL_EVICT, {3, 4}, 40, 0, 0},
+    {2047, 1000000000, 5, NL_ON_FULL_DENY, {5, 6}, 2047, 0, 0},  {100, 60000000000, 600, NL_ON_FULL_EVICT, {7, 8}, 10, 0, 0},
+    {3, 1000000, 1100, NL_ON_FULL_ALLOW, {9, 10}, 3, 0, 0},      {7, 86400000000000, 1, NL_ON_FULL_EVICT, {11, 12}, 7, 0, 0},
+    {300, 60000000000, 16, NL_ON_FULL_ALLOW, {13, 14}, 6, NL_GCRA, 0},
+    {6, 1000000, 16, NL_ON_FULL_EVICT, {15, 16}, 6, NL_FIXED_WINDOW, 0},
+    {9, 60000000000, 16, NL_ON_FULL_DENY, {17, 18}, 9, NL_SLIDING_COUNTER, 0},
+    {5000, 60000000000, 16, NL_ON_FULL_ALLOW, {19, 20}, 40, 0, 0},
+    {3000, 60000000000, 16, NL_ON_FULL_EVICT, {21, 22}, 20, 0, 16},
 };
 enum { CORRUPT_CONFIGS = sizeof corrupt_configs / sizeof corrupt_configs[0] };
 static struct {
@@ -133,7 +135,7 @@ static void corrupt_once(corrupt_input *in, const nl_config *config, unsigned ch
     case 3: memmove(&word, file + at + corrupt_bytes(in, 3) % (n / size) * size, size); break; /* what stands elsewhere */
     }
     if (region == NL_REGION_SLOTS && kind & 16) { /* selector, head and count, as they may not be */
-        const nl_shape shape = nl_rule_of(config->limit, config->window_ns, config->algorithm).shape;
+        const nl_shape shape = nl_rule_of(config->limit, config->window_ns, config->algorithm, config->max_log).shape;
         place = file + at + offset % config->max_keys * sizeof(nl_slot) + offsetof(nl_slot, meta);
         size = 8;
         memcpy(&word, place, size);

@@ -32,6 +32,7 @@ def step(scene: str) -> str:
 
 SEMANTICS = "tests/unit/test_semantics.py::"
 FULL = "tests/unit/test_full.py::"
+RUNS = "tests/property/test_runs.py::"
 ALGORITHMS = "tests/conformance/test_algorithms.py::"
 MEETING = "tests/concurrency/test_linearizable.py::test_processes_on_a_shared_table[fork]"
 RANDOM = "tests/c/test_core.py::test_every_answer_is_the_models[vector tags-gcc]"
@@ -432,6 +433,48 @@ MUTANTS = [
         "    nl_add32(&nl_process.running, (uint32_t)-1);",
         "the child sees work half done",
         weak("death"),
+    ),
+    # --- runs -----------------------------------------------------------------------------------
+    Mutant(
+        "runs-overwritten-while-published",
+        CORE + "run.h",
+        "            meta = nl_runs_write(slot, meta, r, r->newest_tick);\n"
+        "            nl_slot_publish(us, slot, meta);\n        }\n        uint32_t *at",
+        "        }\n        uint32_t *at",
+        "a death leaves the log before or the log after",
+        step("accept over runs that have left"),
+    ),
+    Mutant(
+        "runs-read-without-the-version",
+        CORE + "run.h",
+        " || nl_load32(r->root + head + NL_RUNS_VERSION) != r->version",
+        "",
+        "meta comes back to the same value when two others have counted",
+        weak("runs"),
+    ),
+    Mutant(
+        "runs-follow-what-a-dead-owner-took",
+        CORE + "run.h",
+        "    if (begins && !nl_runs_settle(us, chunks, patience)) return NL_WOULD_WAIT;\n",
+        "    (void)begins;\n",
+        "what was begun is ended before a field is followed",
+        step("one more piece"),
+    ),
+    Mutant(
+        "runs-refund-stops-at-the-piece",
+        CORE + "run.h",
+        "        if (below) nl_store32_release(below + 1, nl_load32(below + 1) - units);\n",
+        "        (void)below;\n",
+        "later pieces hold as many units as before",
+        RUNS + "test_a_refund_in_the_middle_of_many_pieces_is_exact",
+    ),
+    Mutant(
+        "runs-time-comes-as-far-as-a-moved-stamp",
+        CORE + "run.h",
+        "uint64_t earliest = r->flags & NL_RUNS_MOVED ? rule->slot : 1;",
+        "uint64_t earliest = 1;",
+        "with max_log nothing leaves early",
+        RUNS + "test_max_log_never_takes_time_for_later_than_it_is",
     ),
     # --- deaths at a shared table ---------------------------------------------------------------
     Mutant(

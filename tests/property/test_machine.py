@@ -37,6 +37,7 @@ TEN_YEARS_NS = 315_576_000 * NS_PER_S
 LIMITS = st.one_of(
     st.sampled_from([1, 2, 3, 5, 6, 7, 8, 15, 16, 17, 22, 31, 32, 33, 63, 64, 100, 127, 128]),
     st.sampled_from([255, 256, 257, 511, 512, 1_000, 1_023, 1_024, 2_046, 2_047]),
+    st.sampled_from([2_048, 2_500, 5_000]),  # kept in runs
     st.integers(1, 12),
     st.integers(1, 2_047),
 )

@@ -38,7 +38,7 @@ backoffs = st.builds(
 
 def binding(verdicts: list[Verdict], fits: bool) -> int:
     if fits:
-        left = [verdict.remaining for verdict in verdicts]
+        left = [max(verdict.remaining, 0) for verdict in verdicts]
         return left.index(min(left))
     waits = [-1 if verdict.allowed else verdict.retry_after_ns for verdict in verdicts]
     return waits.index(max(waits))

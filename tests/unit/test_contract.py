@@ -40,8 +40,8 @@ def test_the_public_names() -> None:
 def test_the_signature_of_a_limiter() -> None:
     parameters = inspect.signature(RateLimiter).parameters
     assert list(parameters) == [
-        "quota", "per", "name", "max_keys", "on_full", "algorithm", "backoff", "exempt", "enforce",
-        "clock", "shared",
+        "quota", "per", "name", "max_keys", "on_full", "algorithm", "max_log", "backoff", "exempt",
+        "enforce", "clock", "shared",
         "on_mismatch", "mode", "group", "stall_timeout", "on_stall", "typical",
         "max_limit",
     ]  # fmt: skip

@@ -115,16 +115,17 @@ def test_a_bucket_that_displaced_another_is_full_again_first(folder: Path) -> No
 
 
 def test_a_header_that_contradicts_itself(folder: Path) -> None:
-    """A limit that only a meter could count."""
+    """A bound for logs that there are not."""
     RateLimiter(5, shared="api", algorithm="gcra").close()
-    put_field(folder / "api", "layout_limit", 5_000)
-    put_field(folder / "api", "algorithm", 0)
-    with pytest.raises(SharedTableError, match="its layout_limit is 5000, expected 1 to 2047"):
+    put_field(folder / "api", "max_log", 100)
+    with pytest.raises(SharedTableError, match="its max_log is 100, expected 0 with algorithm 'gc"):
         RateLimiter(5, shared="api", algorithm="gcra")
 
 
 def test_sizes_for_limits_that_cannot_be(folder: Path) -> None:
-    with pytest.raises(ValueError, match="2047 for algorithm='sliding-log', not 5000"):
-        shared.bytes_for(10, 5_000)
+    with pytest.raises(ValueError, match="max_log must be from 16 to the limit of 5000, not 5001"):
+        shared.bytes_for(10, 5_000, max_log=5_001)
+    with pytest.raises(TypeError, match="max_log goes with algorithm='sliding-log'"):
+        shared.bytes_for(10, 5_000, algorithm="gcra", max_log=20)
     with pytest.raises(ValueError, match="algorithm must be"):
         shared.bytes_for(10, 5, algorithm="no such")  # type: ignore[arg-type]

@@ -67,8 +67,9 @@ def test_the_fields_lie_where_these_tests_look(table: Path) -> None:
         ("max_keys", 0, r"its max_keys is 0, expected 1 to 1073741824"),
         ("max_keys", 2**30 + 1, r"its max_keys is 1073741825, expected 1 to 1073741824"),
         ("max_keys", 10**6, "its file_bytes is [0-9]+, expected [0-9]+"),
-        ("layout_limit", 0, "its layout_limit is 0, expected 1 to 2047"),
-        ("layout_limit", 2048, "its layout_limit is 2048, expected 1 to 2047"),
+        ("layout_limit", 0, "its layout_limit is 0, expected 1 to 16777216"),
+        ("layout_limit", 2**24 + 1, "its layout_limit is 16777217, expected 1 to 16777216"),
+        ("max_log", 2, "its max_log is 2, expected 16 to 3"),
         ("layout_limit", 2, "its typical is 3, expected 1 to 2"),
         ("typical", 0, "its typical is 0, expected 1 to 3"),
         ("algorithm", 4, "its algorithm is 4, expected a number below 4"),
@@ -127,7 +128,7 @@ def test_the_limit_in_force_must_fit_the_layout(table: Path) -> None:
     assert "its limit is 2040, expected one for which a layout for 3 has room" in refused()
     damaged[offset : offset + 4] = bytes(4)
     table.write_bytes(damaged)
-    assert "its limit is 0, expected 1 to 2047" in refused()
+    assert "its limit is 0, expected 1 to 16777216" in refused()
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from nanolimit import Quota
-from nanolimit.algorithm import DEFAULT, require_limit
 
 NS = 1_000_000_000
 _UNITS = ((604_800, "week"), (86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
@@ -14,9 +13,7 @@ _ENTRY = re.compile(r"\s*(\d+)\s*((?:/|\bper\b).*)?", re.ASCII | re.DOTALL | re.
 
 def parse(text: str) -> Quota:
     """Read a limit that requests are to be checked against. ValueError: what is wrong."""
-    quota = Quota.parse(text)
-    require_limit(quota, DEFAULT)
-    return quota
+    return Quota.parse(text)
 
 
 def of_window(limit: int, window_ns: int) -> Quota:

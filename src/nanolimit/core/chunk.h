@@ -8,8 +8,9 @@
  * A reference is class : 4 | index : 28, the index counting chunks of that class from the region's start. 0 is no reference:
  * the first span is never used.
  *
- * A chunk is free, or one of the two reference fields of one slot refers to it (slot.h); fields that are not selected change under
- * the chunks' lock only. Taking marks the chunk and writes the field, giving does it the other way round, and `intent` says
+ * A chunk is free, or one field refers to it: one of the two reference fields of a slot (slot.h) or, where logs come in pieces, one in
+ * another chunk (run.h). Fields that are not published change under the chunks' lock only. Taking marks the chunk and writes the
+ * field, giving does it the other way round, and `intent` says
  * meanwhile which chunk and which field. Who inherits the lock ends what was begun: with the chunk free and the field 0. A chunk
  * whose slot's owner died later, before its log was there or after it had moved on, stays in its field, and is given back when
  * that log next moves or goes.
@@ -45,8 +46,13 @@ typedef struct {
     uint32_t used;                      /* spans 1 .. used have been taken from the region; later ones are untouched */
     uint32_t dropped;                   /* of them, in the set of dropped ones */
     uint32_t busy;                      /* of them, some class's; one too many for each death at one place */
-    uint64_t intent;                    /* slot : 31 | field : 1 | reference : 32, or 0 */
+    uint64_t intent;                    /* slot : 31 | field : 1 | reference : 32; NL_INTENT_INSIDE | reference : 32; or 0 */
+    uint64_t inside;                    /* with NL_INTENT_INSIDE: which word of the chunks is the field */
+    uint64_t takes;                     /* how often a root of runs was taken: it says so (run.h) */
 } nl_chunk_state;
+
+/* Only files need their intent, and these have fewer slots. */
+#define NL_INTENT_INSIDE ((uint64_t)1 << 63)
 
 typedef struct {                        /* where this process finds them */
     nl_chunk_state *state;
@@ -142,7 +148,14 @@ static inline void nl_chunk_set_free(nl_chunks *chunks, const nl_chunk_place *pl
     nl_span_file(chunks, place->span, place->class_);
 }
 
-NL_ALWAYS_INLINE void nl_chunk_intend(nl_chunks *chunks, uint32_t *field, uint32_t reference) {
+/* `inside`: the field is a chunk's, not a slot's. */
+NL_ALWAYS_INLINE void nl_chunk_intend(nl_chunks *chunks, uint32_t *field, uint32_t reference, bool inside) {
+    if (inside) {
+        nl_store64(&chunks->state->inside, (uint64_t)(field - (uint32_t *)(void *)chunks->chunks.base));
+        nl_store64_release(&chunks->state->intent, NL_INTENT_INSIDE | reference);
+        nl_fence_release();
+        return;
+    }
     uint64_t word = (uint64_t)(field - (uint32_t *)(void *)chunks->slots), slot = word / (sizeof(nl_slot) / 4);
     uint64_t second = word - slot * (sizeof(nl_slot) / 4) != offsetof(nl_slot, ring) / 4 + NL_REFERENCES;
     nl_store64_release(&chunks->state->intent, slot << 33 | second << 32 | reference);
@@ -151,11 +164,14 @@ NL_ALWAYS_INLINE void nl_chunk_intend(nl_chunks *chunks, uint32_t *field, uint32
 
 /* Ends what a dead owner of the lock had begun. */
 static NL_COLD void nl_chunks_mend(nl_chunks *chunks) {
-    uint64_t intent = nl_load64(&chunks->state->intent), slot = intent >> 33;
+    uint64_t intent = nl_load64(&chunks->state->intent), slot = intent >> 33, word = nl_load64(&chunks->state->inside);
+    const bool inside = intent & NL_INTENT_INSIDE;
     nl_chunk_place place;
     NL_POINT(repair_began);
-    if (intent && slot < chunks->slots_most && nl_chunk_find(chunks, (uint32_t)intent, &place)) {
-        uint32_t *field = &chunks->slots[slot].ring[NL_REFERENCES + (intent >> 32 & 1)];
+    if (intent && (inside ? word < chunks->chunks.bytes / 4 : slot < chunks->slots_most) &&
+        nl_chunk_find(chunks, (uint32_t)intent, &place)) {
+        uint32_t *field = (uint32_t *)(void *)chunks->chunks.base + word;
+        if (!inside) field = &chunks->slots[slot].ring[NL_REFERENCES + (intent >> 32 & 1)];
         nl_chunk_set_free(chunks, &place);
         if (nl_load32(field) == (uint32_t)intent) nl_store32(field, 0);
     }
@@ -199,9 +215,23 @@ static inline void nl_span_name(nl_chunks *chunks, uint32_t at, uint32_t class_)
     NL_POINT(chunk_span_named);
 }
 
-/* Takes a chunk and writes its reference into an unselected field of a slot that one owns. The reference, or NL_CHUNK_NONE,
- * NL_CHUNK_UNCOMMITTED or NL_CHUNK_BUSY. Within the gate. */
-static inline uint32_t nl_chunk_take(const nl_party *us, nl_chunks *chunks, uint32_t *field, uint32_t class_, nl_patience patience) {
+/* Makes the first words of a chunk that is being taken zeros, before any field refers to it; at `life` (0: nowhere) it says twice the
+ * number of the taking. Under the lock. */
+static inline void nl_chunk_clear(nl_chunks *chunks, uint32_t reference, uint32_t words, uint32_t life) {
+    uint32_t *at = nl_chunk_ring(chunks, reference).stamps;
+    nl_fence_release(); /* it may have been another log's: whoever still reads it there sees that log's meta change */
+    for (uint32_t i = 0; i < words; i++) nl_store32(&at[i], 0);
+    if (life) {
+        nl_store64(&chunks->state->takes, chunks->state->takes + 1);
+        nl_store32(&at[life], (uint32_t)chunks->state->takes << 1);
+    }
+    nl_fence_release();
+}
+
+/* Takes a chunk and writes its reference into an unpublished field of a slot that one owns, or (inside) of a chunk of its log. `clear`,
+ * `life`: as above. The reference, or NL_CHUNK_NONE, NL_CHUNK_UNCOMMITTED or NL_CHUNK_BUSY. Within the gate. */
+NL_ALWAYS_INLINE uint32_t nl_chunk_take_as(const nl_party *us, nl_chunks *chunks, uint32_t *field, uint32_t class_, nl_patience patience,
+                                           bool inside, uint32_t clear, uint32_t life) {
     if (!nl_chunks_lock(us, chunks, patience)) return NL_CHUNK_BUSY;
     uint32_t at = nl_span_choose(chunks, class_), reference = at;
     if (at && at != NL_CHUNK_UNCOMMITTED) {
@@ -219,12 +249,13 @@ static inline uint32_t nl_chunk_take(const nl_party *us, nl_chunks *chunks, uint
         }
         uint32_t bit = unnamed ? 0 : 64 * word + nl_lowest_bit64(span->free_bits[word] & nl_span_full_word(class_, word));
         reference = class_ << NL_CHUNK_INDEX_BITS | ((at << (NL_SPAN_SHIFT - NL_CHUNK_UNIT_SHIFT - class_)) + bit);
-        nl_chunk_intend(chunks, field, reference);
+        nl_chunk_intend(chunks, field, reference, inside);
         NL_POINT(chunk_take_intent);
         if (unnamed) nl_span_name(chunks, at, class_);
         nl_store64(&span->free_bits[bit / 64], span->free_bits[bit / 64] & ~((uint64_t)1 << bit % 64));
         NL_POINT(chunk_take_cleared);
         nl_span_file(chunks, at, class_);
+        if (clear) nl_chunk_clear(chunks, reference, clear, life);
         nl_store32(field, reference);
         nl_store64_release(&chunks->state->intent, 0);
     }
@@ -233,16 +264,20 @@ static inline uint32_t nl_chunk_take(const nl_party *us, nl_chunks *chunks, uint
     return reference;
 }
 
-/* Gives back what an unselected field of a slot that one owns refers to, if to anything. Within the gate, after the publication
- * that left the chunk behind. Whoever can't have the lock leaves it there. */
-static inline void nl_chunk_give(const nl_party *us, nl_chunks *chunks, uint32_t *field) {
+static inline uint32_t nl_chunk_take(const nl_party *us, nl_chunks *chunks, uint32_t *field, uint32_t class_, nl_patience patience) {
+    return nl_chunk_take_as(us, chunks, field, class_, patience, false, 0, 0);
+}
+
+/* Gives back what an unpublished field of a slot that one owns, or of a chunk of its log, refers to, if to anything. Within the gate,
+ * after the publication that left the chunk behind. Whoever can't have the lock leaves it there. */
+NL_ALWAYS_INLINE void nl_chunk_give_as(const nl_party *us, nl_chunks *chunks, uint32_t *field, bool inside) {
     nl_chunk_place place;
     if (NL_LIKELY(!nl_load32(field)) || !nl_chunks_lock(us, chunks, NL_BRIEFLY)) return;
     uint32_t reference = nl_load32(field);
     if (reference && nl_chunk_find(chunks, reference, &place)) {
         NL_ASSERT(us->members || nl_span_at(chunks, place.span)->class_ == place.class_ + 1);
         NL_ASSERT(us->members || !(nl_span_at(chunks, place.span)->free_bits[place.bit / 64] >> place.bit % 64 & 1));
-        nl_chunk_intend(chunks, field, reference);
+        nl_chunk_intend(chunks, field, reference, inside);
         NL_POINT(chunk_give_intent);
         nl_chunk_set_free(chunks, &place);
         NL_POINT(chunk_give_set);
@@ -251,6 +286,8 @@ static inline void nl_chunk_give(const nl_party *us, nl_chunks *chunks, uint32_t
     nl_store64_release(&chunks->state->intent, 0);
     nl_unlock(&chunks->state->lock);
 }
+
+static inline void nl_chunk_give(const nl_party *us, nl_chunks *chunks, uint32_t *field) { nl_chunk_give_as(us, chunks, field, false); }
 
 /* Makes room for one more span. With nothing held. False: there is none. */
 static inline bool nl_chunks_commit(nl_chunks *chunks, size_t page_bytes) {

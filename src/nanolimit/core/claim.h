@@ -34,6 +34,7 @@ typedef struct {
     union {               /* what it holds, while the slot is owned */
         nl_log log;
         nl_meter meter;
+        nl_runs runs;
     };
 } nl_claim;
 
@@ -60,10 +61,11 @@ static inline void nl_claims_let_go(nl_claim **order, uint32_t n) {
     while (n--) nl_slot_commit(order[n]->slot, order[n]->meta);
 }
 
-/* --- what differs between a log and a meter ------------------------------------------------------------------------- */
+/* --- what differs between a log, a meter and runs ------------------------------------------------------------------------- */
 
 NL_ALWAYS_INLINE nl_outcome nl_claim_deny(const nl_claim *c) {
     const nl_table *t = c->table;
+    if (NL_UNLIKELY(t->rule.algorithm == NL_RUNS)) return nl_runs_deny(&t->rule, &t->chunks, c->slot, c->fp, c->now, c->limit, c->cost, NULL);
     if (NL_UNLIKELY(t->rule.algorithm)) return nl_meter_deny(t->rule.algorithm, &t->rule, c->slot, c->fp, c->now, c->limit, c->cost, NULL);
     return nl_log_deny(&t->rule, &t->chunks, c->slot, c->fp, c->now, c->limit, c->cost);
 }
@@ -71,6 +73,10 @@ NL_ALWAYS_INLINE nl_outcome nl_claim_deny(const nl_claim *c) {
 /* False: it kept changing, or is another key's. */
 static inline bool nl_claim_peek(nl_claim *c) {
     const nl_table *t = c->table;
+    if (t->rule.algorithm == NL_RUNS) {
+        c->outcome = nl_runs_peek(&t->rule, &t->chunks, c->slot, c->fp, c->now, c->limit, c->cost, &c->view);
+        return c->outcome != NL_UNDECIDED;
+    }
     if (t->rule.algorithm) {
         c->outcome = nl_meter_peek(&t->rule, c->slot, c->fp, c->now, c->limit, c->cost, &c->view);
         return c->outcome != NL_UNDECIDED;
@@ -83,7 +89,11 @@ static inline bool nl_claim_peek(nl_claim *c) {
 /* Owning the slot. */
 static inline nl_outcome nl_claim_decide(nl_claim *c, bool views) {
     const nl_table *t = c->table;
-    if (t->rule.algorithm) {
+    if (t->rule.algorithm == NL_RUNS) {
+        nl_runs_read_owned(&t->rule, &t->chunks, c->slot, &c->meta, c->now, &c->runs);
+        c->outcome = c->cost && c->runs.used + c->cost > c->limit ? NL_DENIED : NL_ALLOWED;
+        if (views) nl_runs_view(&t->chunks, &c->runs, c->limit, c->outcome == NL_DENIED ? c->cost : 0, c->now, &c->view);
+    } else if (t->rule.algorithm) {
         if (NL_UNLIKELY(!nl_meter_read(&t->rule, c->slot, c->meta, c->now, c->limit, &c->meter))) c->meter.live = false, c->meta = 0;
         c->outcome = nl_meter_fits(&t->rule, &c->meter, c->limit, c->cost) ? NL_ALLOWED : NL_DENIED;
         if (views) nl_meter_view(&t->rule, &c->meter, c->limit, c->cost, c->now, &c->view);
@@ -97,6 +107,8 @@ static inline nl_outcome nl_claim_decide(nl_claim *c, bool views) {
 
 static inline nl_outcome nl_claim_make_room(nl_claim *c, nl_patience patience) {
     nl_table *t = c->table;
+    if (t->rule.algorithm == NL_RUNS && c->cost)
+        return nl_runs_make_room(&t->us, &t->rule, &t->chunks, c->slot, &c->meta, &c->runs, c->now, patience);
     if (t->rule.algorithm) return NL_ALLOWED;
     return nl_log_make_room(&t->us, &t->rule, &t->chunks, c->slot, &c->meta, &c->log, c->now, c->cost, patience);
 }
@@ -105,6 +117,7 @@ static inline void nl_claim_count(nl_claim *c, bool views, nl_patience patience)
     nl_table *t = c->table;
     nl_view *view = views ? &c->view : NULL;
     if (!c->cost) nl_slot_commit(c->slot, c->meta);
+    else if (t->rule.algorithm == NL_RUNS) nl_runs_add(&t->us, &t->rule, &t->chunks, c->slot, c->meta, &c->runs, c->now, c->limit, c->cost, view);
     else if (t->rule.algorithm) nl_meter_allow_owned(t->rule.algorithm, &t->rule, c->slot, c->meta, c->now, c->limit, c->cost, view);
     else nl_log_add(&t->us, &t->rule, &t->chunks, c->slot, c->meta, c->log, c->now, c->limit, c->cost, patience, view);
 }

@@ -15,7 +15,9 @@
 
 /* How requests are counted: stamp by stamp, as here, or by a meter (meter.h). Numbers that stand in files. */
 enum { NL_SLIDING_LOG, NL_GCRA, NL_FIXED_WINDOW, NL_SLIDING_COUNTER, NL_ALGORITHMS };
-enum { NL_METER_LIMIT_MOST = 1 << 24 };
+/* In a rule, but in no file: a sliding log that is kept in runs (run.h), because of its limit or of its max_log. */
+enum { NL_RUNS = NL_ALGORITHMS };
+enum { NL_METER_LIMIT_MOST = 1 << 24, NL_RUNS_LIMIT_MOST = 1 << 24, NL_MAX_LOG_LEAST = 16 };
 
 typedef struct { /* a quota in ticks, and how slots are packed for it */
     uint64_t tick_ns;
@@ -23,10 +25,18 @@ typedef struct { /* a quota in ticks, and how slots are packed for it */
     uint32_t limit;
     uint32_t algorithm;
     uint32_t interval, interval_part; /* window / limit, and what is left: for gcra, which adds it most */
+    uint32_t max_log, slot; /* runs: from so many on, stamps are moved up to multiples of `slot` ticks; 0: they never are */
     nl_shape shape;
 } nl_rule;
 
-static inline nl_rule nl_rule_of(uint32_t limit, uint64_t window_ns, uint32_t algorithm) {
+static inline nl_shape nl_runs_shape(void) { /* a log of runs is a log of one stamp, its newest, which may be in a chunk */
+    nl_shape s = nl_shape_of(1, 1);
+    s.has_chunks = 1;
+    s.inline_stamps = NL_REFERENCES;
+    return s;
+}
+
+static inline nl_rule nl_rule_of(uint32_t limit, uint64_t window_ns, uint32_t algorithm, uint32_t max_log) {
     nl_rule rule;
     rule.tick_ns = nl_tick_ns_of(window_ns);
     rule.window = (uint32_t)((window_ns + rule.tick_ns - 1) / rule.tick_ns);
@@ -34,7 +44,10 @@ static inline nl_rule nl_rule_of(uint32_t limit, uint64_t window_ns, uint32_t al
     rule.algorithm = algorithm;
     rule.interval = rule.window / limit;
     rule.interval_part = rule.window % limit;
-    rule.shape = nl_shape_of(algorithm ? 1 : limit, rule.tick_ns); /* a meter is a log of one stamp */
+    rule.max_log = max_log;
+    rule.slot = max_log > 1 ? (rule.window + max_log / 2 - 1) / (max_log / 2) : 0;
+    if (!algorithm && (limit > NL_LIMIT_MOST || rule.slot)) rule.algorithm = NL_RUNS;
+    rule.shape = rule.algorithm == NL_RUNS ? nl_runs_shape() : nl_shape_of(algorithm ? 1 : limit, rule.tick_ns); /* a meter is a log of one stamp */
     return rule;
 }
 
@@ -45,9 +58,11 @@ static inline uint32_t nl_rule_most(const nl_rule *rule) {
 }
 
 /* The largest limit for which a table's slots look the same. */
-static inline uint32_t nl_limit_rounded(uint32_t limit) { return limit <= 6 ? 6 : (1u << nl_bit_length32(limit)) - 1; }
+static inline uint32_t nl_limit_rounded(uint32_t limit) {
+    return limit <= 6 ? 6 : limit <= NL_LIMIT_MOST ? (1u << nl_bit_length32(limit)) - 1 : NL_RUNS_LIMIT_MOST;
+}
 
-static inline uint32_t nl_limit_most(uint32_t algorithm) { return algorithm ? NL_METER_LIMIT_MOST : NL_LIMIT_MOST; }
+static inline uint32_t nl_limit_most(uint32_t algorithm) { return algorithm ? NL_METER_LIMIT_MOST : NL_RUNS_LIMIT_MOST; }
 
 NL_ALWAYS_INLINE nl_now nl_rule_now(const nl_rule *rule, uint64_t now_ns) {
     return nl_now_of(now_ns, rule->tick_ns);

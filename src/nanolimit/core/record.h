@@ -60,8 +60,6 @@ NL_ALWAYS_INLINE nl_fingerprint nl_record_key(nl_fingerprint fp, uint32_t what) 
     return fp;
 }
 
-static inline nl_rule nl_record_rule(void) { return nl_rule_of(1, NL_RECORD_WINDOW_NS, NL_GCRA); }
-
 /* The words of a slot as a record. False: they make none (without the owner: the slot changed). */
 NL_ALWAYS_INLINE bool nl_record_of(const nl_table *t, const nl_slot *slot, uint64_t meta, nl_now now, nl_meter *m, nl_record *r) {
     bool some;

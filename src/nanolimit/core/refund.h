@@ -61,6 +61,11 @@ static inline nl_outcome nl_refund(nl_table *t, nl_fingerprint fp, uint64_t now_
             nl_slot_commit(slot, meta);
             continue;
         }
+        if (t->rule.algorithm == NL_RUNS) {
+            nl_slab_forget(&t->slab); /* it may be idle earlier than the hand has found */
+            *given = nl_runs_refund(&t->us, &t->rule, &t->chunks, slot, meta, now, tick, tick == NL_NEWEST, units);
+            return NL_ALLOWED;
+        }
         if (t->rule.algorithm) {
             *given = nl_meter_give_back(t, slot, meta, now, tick, units);
             return NL_ALLOWED;

@@ -45,6 +45,7 @@ typedef struct { /* the file's first bytes. In every version: magic and version.
     uint32_t max_keys, layout_limit, typical, algorithm;
     nl_origin origin;
     uint64_t secret[2];           /* as in the head */
+    uint32_t max_log, unused;
     uint64_t digest;              /* of all above but state */
 } nl_header;
 
@@ -62,18 +63,26 @@ typedef struct {
     uint64_t sizes[NL_REGIONS];
 } nl_layout;
 
+/* What the chunks of a log of so many stamps, or runs, take. */
+static inline uint64_t nl_layout_log_bytes(const nl_rule *rule, uint64_t stamps) {
+    if (rule->algorithm != NL_RUNS) return stamps > rule->shape.inline_stamps ? 4 * nl_power_of_two_above(stamps < 8 ? 8 : stamps) : 8;
+    if (stamps < 2) return 16;
+    const uint64_t bytes = (uint64_t)1 << (NL_CHUNK_UNIT_SHIFT + nl_runs_class((uint32_t)stamps - 1));
+    if (stamps - 1 <= NL_RUNS_IN_ROOT) return bytes;
+    return bytes + (((stamps - 1) >> NL_PIECE_SHIFT) + ((stamps - 1) >> NL_INDEX_SHIFT) + 3) * 4 * NL_PIECE_WORDS;
+}
+
 /* Segments hold 560 keys on average and 768 at most: more than seven standard deviations. The directory deals hashes out to them, 32
  * entries or more to each, so that none gets over 3 % more than another. Memory for long logs: for the average key, and an eighth. */
 static inline nl_layout nl_layout_of(const nl_config *config) {
     nl_layout l;
-    nl_rule rule = nl_rule_of(config->limit, config->window_ns, config->algorithm);
+    nl_rule rule = nl_rule_of(config->limit, config->window_ns, config->algorithm, config->max_log);
     const uint64_t keys = config->max_keys, span = (uint64_t)1 << NL_SPAN_SHIFT;
     l.segments = (keys + NL_SHARED_SEGMENT_KEYS - 1) / NL_SHARED_SEGMENT_KEYS;
     l.directory = l.segments == 1 ? 1 : nl_power_of_two_above(32 * l.segments);
     l.chunk_bytes = 0;
     if (rule.shape.has_chunks) {
-        uint64_t stamps = config->typical < 8 ? 8 : nl_power_of_two_above(config->typical);
-        uint64_t bytes = config->typical > rule.shape.inline_stamps ? keys * 4 * stamps : keys * 8;
+        uint64_t bytes = keys * nl_layout_log_bytes(&rule, config->typical);
         l.chunk_bytes = (bytes + bytes / 8 + span - 1) / span * span + (NL_CHUNK_CLASSES + 1) * span;
         if (l.chunk_bytes > (uint64_t)64 << 30) l.chunk_bytes = (uint64_t)64 << 30;
     }
@@ -85,8 +94,8 @@ static inline nl_layout nl_layout_of(const nl_config *config) {
 static inline uint64_t nl_shared_bytes(const nl_config *config) { return nl_layout_of(config).file_bytes; }
 
 /* Has a table that was laid out for one limit room for the other? */
-static inline bool nl_shared_holds(uint32_t layout_limit, uint32_t limit, uint64_t window_ns, uint32_t algorithm) {
-    nl_rule rule = nl_rule_of(layout_limit, window_ns, algorithm);
+static inline bool nl_shared_holds(uint32_t layout_limit, uint32_t limit, uint64_t window_ns, uint32_t algorithm, uint32_t max_log) {
+    nl_rule rule = nl_rule_of(layout_limit, window_ns, algorithm, max_log);
     return limit && limit <= nl_rule_most(&rule);
 }
 
@@ -126,6 +135,7 @@ static inline void nl_shared_format(void *base, const nl_config *config, const n
     header->layout_limit = t.head->limit = config->limit;
     header->typical = config->typical;
     header->algorithm = config->algorithm;
+    header->max_log = config->max_log;
     header->origin = *origin;
     for (int i = 0; i < 2; i++) header->secret[i] = t.head->secret[i] = config->secret[i];
     t.head->mask = (uint32_t)(l.directory - 1);
@@ -357,9 +367,10 @@ static inline const char *nl_header_check(const nl_header *h, uint64_t bytes, nl
     if (nl_header_digest(h) != h->digest) return "its header is damaged";
     if (!nl_load32(&((nl_header *)(uintptr_t)h)->state)) return "it was never finished";
     if (h->algorithm >= NL_ALGORITHMS || !h->layout_limit || h->layout_limit > nl_limit_most(h->algorithm) || h->window_ns < 1000 || h->window_ns > (uint64_t)1 << 60 || !h->max_keys ||
-        h->max_keys > NL_SHARED_KEYS_MOST || !h->typical || h->typical > h->layout_limit)
+        h->max_keys > NL_SHARED_KEYS_MOST || !h->typical || h->typical > h->layout_limit ||
+        (h->max_log && (h->algorithm || h->max_log < NL_MAX_LOG_LEAST || h->max_log > h->layout_limit)))
         return "its configuration is out of range";
-    nl_config c = {h->layout_limit, h->window_ns, h->max_keys, 0, {h->secret[0], h->secret[1]}, h->typical, h->algorithm};
+    nl_config c = {h->layout_limit, h->window_ns, h->max_keys, 0, {h->secret[0], h->secret[1]}, h->typical, h->algorithm, h->max_log};
     *config = c;
     if (h->file_bytes != bytes || nl_shared_bytes(config) != bytes) return "its size is not what its configuration takes";
     return NULL;
@@ -372,7 +383,7 @@ static inline const char *nl_shared_check(const nl_table *t, const nl_config *co
     uint32_t limit = nl_load32(&h->limit);
     if (h->window_ns != config->window_ns || h->secret[0] != config->secret[0] || h->secret[1] != config->secret[1])
         return "its head is damaged: it is not what the header says";
-    if (!nl_shared_holds(config->limit, limit, config->window_ns, config->algorithm))
+    if (!nl_shared_holds(config->limit, limit, config->window_ns, config->algorithm, config->max_log))
         return "its head is damaged: the limit";
     if (h->mask != l.directory - 1 || h->segments != l.segments) return "its head is damaged: the index's size";
     if (h->slab.fresh > config->max_keys || h->slab.freed > h->slab.fresh) return "its head is damaged: the number of keys";
@@ -416,8 +427,8 @@ static inline const char *nl_shared_open(nl_table *t, int fd, const char *path, 
     }
     t->memory.base = base + page;
     t->memory.bytes = l.file_bytes;
-    t->rule = nl_rule_of(config.limit, config.window_ns, config.algorithm);
-    t->own_flags = config.algorithm ? NL_FLAG_ALGORITHM : 0;
+    t->rule = nl_rule_of(config.limit, config.window_ns, config.algorithm, config.max_log);
+    t->own_flags = t->rule.algorithm ? NL_FLAG_ALGORITHM : 0;
     t->flags = &t->own_flags;
     t->on_full = on_full;
     t->clock = NL_CLOCK_SHARED;

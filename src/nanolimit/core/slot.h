@@ -17,7 +17,7 @@
  *   ... and where 46-2b bits of epoch don't reach over all times (limits above 63 with short windows), ring[3] is the
  *   *era*: an epoch at or before the newest stamp's, less than 2^(46-2b) before it, so that the epoch is known in full.
  *
- * Selector 3 is kept for the wide slot and the extension record.
+ * Meters (meter.h) and logs of runs (run.h) pass for logs of one stamp. Selector 3 is kept for an extension record.
  */
 #ifndef NL_SLOT_H
 #define NL_SLOT_H
@@ -35,7 +35,7 @@ enum {
     NL_OWNER_MASK = 0xffff,
     NL_SELECTOR_SHIFT = 16,
     NL_HEAD_SHIFT = 18,
-    NL_LIMIT_MOST = 2047, /* the wide slot will take more */
+    NL_LIMIT_MOST = 2047, /* of a log that is kept stamp by stamp; above, it is kept in runs (run.h) */
     NL_REFERENCES = 4,    /* ring[4] and ring[5] */
     NL_ERA = 3,           /* ring[3] */
 };

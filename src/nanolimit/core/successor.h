@@ -54,6 +54,45 @@ static inline nl_outcome nl_log_adopt(nl_table *t, nl_slot *slot, uint64_t *meta
     return NL_ALLOWED;
 }
 
+/* The same where the new table keeps runs: adds units that were counted at a tick of its own. */
+static inline nl_outcome nl_runs_bring(nl_table *t, nl_slot *slot, uint64_t *meta, uint64_t tick, uint32_t units) {
+    const nl_now now = {tick * t->rule.tick_ns, tick};
+    nl_outcome outcome = NL_ALLOWED;
+    for (int tries = 0; units && tries < 8; tries++) {
+        nl_runs r;
+        nl_runs_read_owned(&t->rule, &t->chunks, slot, meta, now, &r);
+        outcome = nl_runs_make_room(&t->us, &t->rule, &t->chunks, slot, meta, &r, now, NL_WAITING);
+        if (outcome == NL_ALLOWED) {
+            *meta = nl_runs_write_more(&t->us, &t->rule, &t->chunks, slot, *meta, &r, now, UINT32_MAX, units, NULL);
+            nl_slot_publish(&t->us, slot, *meta);
+            return NL_ALLOWED;
+        }
+        if (!nl_chunks_commit(&t->chunks, t->page_bytes)) break;
+    }
+    return outcome;
+}
+
+/* All of a log of stamps, or of runs. As many steps as it has of them. */
+static inline nl_outcome nl_runs_adopt(nl_table *t, nl_slot *slot, uint64_t *meta, const nl_table *from, const nl_log *log,
+                                       const nl_runs *runs) {
+    nl_outcome outcome = NL_ALLOWED;
+    if (runs) {
+        uint32_t before = runs->from;
+        for (uint32_t i = runs->expired; i <= runs->count && outcome == NL_ALLOWED; i++) {
+            nl_run run = nl_runs_get(&from->chunks, runs, i);
+            outcome = nl_runs_bring(t, slot, meta, nl_tick_in(&t->rule, &from->rule, nl_runs_tick(runs, run.tick)), run.total - before);
+            before = run.total;
+        }
+        return outcome;
+    }
+    for (uint32_t i = 0, n; i < log->used && outcome == NL_ALLOWED; i += n) {
+        const uint64_t tick = nl_log_tick(log, log->expired + i);
+        for (n = 1; i + n < log->used && nl_log_tick(log, log->expired + i + n) == tick;) n++;
+        outcome = nl_runs_bring(t, slot, meta, nl_tick_in(&t->rule, &from->rule, tick), n);
+    }
+    return outcome;
+}
+
 /* The same of a meter's state, which is not rounded but for its times: gcra keeps how full the bucket is, the others their windows'
  * beginnings and what was counted in them. */
 static inline uint64_t nl_meter_adopt(nl_table *t, nl_slot *slot, uint64_t meta, const nl_rule *from, nl_meter m, nl_now now, uint32_t limit) {
@@ -80,18 +119,30 @@ static inline nl_outcome nl_move_log(nl_table *from, nl_slot *slot, uint64_t met
     nl_outcome displaced = NL_DENIED, outcome;
     const uint32_t limit = nl_load32(&from->head->limit);
     const nl_now now = nl_rule_now(&from->rule, nl_load64(&to->moved_ns));
+    const uint32_t kept_as = from->rule.algorithm;
+    const bool is_meter = kept_as && kept_as != NL_RUNS;
+    uint32_t left = 0;
     nl_slot *own;
     uint64_t own_meta;
     nl_log log;
+    nl_runs runs;
     nl_meter m;
-    nl_log_read_owned(&from->rule, &from->chunks, slot, &meta, now, &log);
-    uint32_t left = log.used ? nl_log_left(&to->rule, &from->rule, &log, now.ns) : 0;
-    if (!left && !(from->rule.algorithm && log.used)) return NL_ALLOWED;
-    if (from->rule.algorithm && (!nl_meter_read(&from->rule, slot, meta, now, limit, &m) || !m.live)) return NL_ALLOWED;
+    if (kept_as == NL_RUNS) {
+        nl_runs_read_owned(&from->rule, &from->chunks, slot, &meta, now, &runs);
+        left = runs.used;
+    } else if (is_meter) {
+        left = nl_meter_read(&from->rule, slot, meta, now, limit, &m) && m.live;
+    } else {
+        nl_log_read_owned(&from->rule, &from->chunks, slot, &meta, now, &log);
+        if (log.used) left = nl_log_left(&to->rule, &from->rule, &log, now.ns);
+    }
+    if (!left) return NL_ALLOWED;
     outcome = nl_own_here(to, fp, nl_rule_now(&to->rule, now.ns), NL_QUICKLY, &own, &own_meta, &displaced);
     if (outcome == NL_WOULD_WAIT) return NL_WOULD_WAIT;
-    if (outcome == NL_ALLOWED && from->rule.algorithm) {
+    if (outcome == NL_ALLOWED && is_meter) {
         own_meta = nl_meter_adopt(to, own, own_meta, &from->rule, m, now, limit);
+    } else if (outcome == NL_ALLOWED && to->rule.algorithm == NL_RUNS) {
+        outcome = nl_runs_adopt(to, own, &own_meta, from, &log, kept_as == NL_RUNS ? &runs : NULL);
     } else if (outcome == NL_ALLOWED) {
         /* The slot is in the index: it must not be let go of, empty, for want of memory. So for once memory is asked for under a lock. */
         for (int tries = 0; tries < 8; tries++) {

@@ -21,6 +21,7 @@
 
 #include "counters.h"
 #include "meter.h"
+#include "run.h"
 #include "segment.h"
 
 /* Slots that the hand looks at: at every insert into a table of at least so many; for one to displace; when none is free;
@@ -35,7 +36,7 @@ enum {
     NL_FLAG_CLOCK = 2,
     NL_FLAG_EVENTS = 4,
     NL_FLAG_CHILD = 8,     /* of a fork: not yet a member of the table */
-    NL_FLAG_ALGORITHM = 16, /* it counts by meters: has a short way of its own */
+    NL_FLAG_ALGORITHM = 16, /* it counts by meters, or in runs: has a short way of its own */
     NL_FLAG_POLICY = 32     /* there is more to a key than its log (record.h), or denials are not enforced */
 };
 
@@ -89,8 +90,9 @@ typedef struct {
     uint32_t max_keys;
     uint32_t on_full;
     uint64_t secret[2];
-    uint32_t typical; /* a shared table's: how many stamps a live key holds on average, for which there is memory */
+    uint32_t typical; /* a shared table's: how many stamps (or runs) a live key holds on average, for which there is memory */
     uint32_t algorithm;
+    uint32_t max_log; /* a bound of a log's runs (run.h), or 0 */
 } nl_config; /* the limit is the largest one that there can be room for; which one holds, the head says */
 
 /* The flags are read always and changed rarely, by any thread; and once they move, when a process joins a shared table. */
@@ -175,14 +177,14 @@ static inline bool nl_table_open(nl_table *t, const nl_config *config) {
     const uint64_t keys = config->max_keys, page = t->page_bytes = nl_page_bytes();
     const uint64_t segments = keys / 128 + 8; /* they are at least half of 690 full, on average 70 % */
     uint64_t sizes[NL_REGIONS], chunk_bytes = 0;
-    t->rule = nl_rule_of(config->limit, config->window_ns, config->algorithm);
-    t->own_flags = config->algorithm ? NL_FLAG_ALGORITHM : 0;
+    t->rule = nl_rule_of(config->limit, config->window_ns, config->algorithm, config->max_log);
+    t->own_flags = t->rule.algorithm ? NL_FLAG_ALGORITHM : 0;
     t->flags = &t->own_flags;
     t->on_full = config->on_full;
     t->clock = NL_CLOCK_PRIVATE;
     t->us.me = &nl_process.generation;
     if (t->rule.shape.has_chunks) { /* each key's log in full, and once more for those that are just growing */
-        chunk_bytes = 2 * keys * 4 * nl_power_of_two_above(config->limit) + (NL_CHUNK_CLASSES + 1) * ((uint64_t)1 << NL_SPAN_SHIFT);
+        chunk_bytes = 2 * keys * (t->rule.algorithm == NL_RUNS ? 16 : 4) * nl_power_of_two_above(config->limit) + (NL_CHUNK_CLASSES + 1) * ((uint64_t)1 << NL_SPAN_SHIFT);
         if (chunk_bytes > (uint64_t)64 << 30) chunk_bytes = (uint64_t)64 << 30;
         chunk_bytes = chunk_bytes >> NL_SPAN_SHIFT << NL_SPAN_SHIFT;
     }
@@ -345,6 +347,7 @@ static inline void nl_free_slot(nl_table *t, nl_segment *segment, nl_bucket *buc
 /* Of a slot in hand: gives back the chunks that it refers to, and leaves zeros. Within the gate, with no segment locked. */
 static inline void nl_slot_scrub(nl_table *t, nl_slot *slot) {
     const int stamps = t->rule.shape.has_chunks ? NL_REFERENCES : 6;
+    for (int i = NL_REFERENCES; i < 6 && t->rule.algorithm == NL_RUNS; i++) nl_runs_give(&t->us, &t->chunks, &slot->ring[i]);
     for (int i = NL_REFERENCES; i < 6 && stamps == NL_REFERENCES; i++) nl_chunk_give(&t->us, &t->chunks, &slot->ring[i]);
     for (int i = 0; i < stamps; i++) nl_store32(&slot->ring[i], 0);
 }
@@ -627,7 +630,9 @@ static NL_NOINLINE nl_outcome nl_check_slow(nl_table *t, nl_fingerprint fp, nl_n
         nl_outcome outcome = nl_own(t, fp, now, patience, &slot, &meta, &displaced);
         if (outcome & (NL_WOULD_WAIT | NL_MOVED)) return (nl_outcome)(outcome | displaced);
         if (outcome == NL_UNTRACKED) return (nl_outcome)(nl_full(t, limit, cost, now, view) | displaced);
-        outcome = t->rule.algorithm
+        outcome = t->rule.algorithm == NL_RUNS
+                      ? nl_runs_allow_owned(&t->us, &t->rule, &t->chunks, slot, meta, now, limit, cost, patience, view)
+                  : t->rule.algorithm
                       ? nl_meter_allow_owned(t->rule.algorithm, &t->rule, slot, meta, now, limit, cost, view)
                       : nl_log_allow_owned(&t->us, &t->rule, &t->chunks, slot, meta, now, limit, cost, patience, view);
         if (outcome != NL_NO_CHUNK) return (nl_outcome)(outcome | displaced);
@@ -668,11 +673,25 @@ NL_ALWAYS_INLINE nl_outcome nl_meter_check_as(uint32_t algorithm, nl_table *t, n
     return nl_check_slow(t, fp, now, limit, cost, patience, view);
 }
 
-/* The same by a meter: the ways of each in code of its own. */
+/* The same in runs. */
+static NL_NOINLINE nl_outcome nl_runs_check(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_patience patience, nl_view *view) {
+    nl_now now = nl_rule_now(&t->rule, now_ns);
+    uint32_t limit = nl_load32(&t->head->limit);
+    nl_slot *slot = nl_find(t, fp);
+    if (NL_LIKELY(slot != NULL)) {
+        if (nl_runs_deny(&t->rule, &t->chunks, slot, fp, now, limit, cost, view) == NL_DENIED) return NL_DENIED;
+        nl_outcome outcome = nl_runs_allow(&t->us, &t->rule, &t->chunks, slot, fp, now, limit, cost, patience, view);
+        if (NL_LIKELY(!(outcome & (NL_GONE | NL_NO_CHUNK)))) return outcome;
+    }
+    return nl_check_slow(t, fp, now, limit, cost, patience, view);
+}
+
+/* The same by a meter, or in runs: the ways of each in code of its own. */
 NL_ALWAYS_INLINE nl_outcome nl_meter_check(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_patience patience,
                                            nl_view *view) {
     if (t->rule.algorithm == NL_GCRA) return nl_meter_check_as(NL_GCRA, t, fp, now_ns, cost, patience, view);
     if (t->rule.algorithm == NL_FIXED_WINDOW) return nl_meter_check_as(NL_FIXED_WINDOW, t, fp, now_ns, cost, patience, view);
+    if (t->rule.algorithm == NL_RUNS) return nl_runs_check(t, fp, now_ns, cost, patience, view);
     return nl_meter_check_as(NL_SLIDING_COUNTER, t, fp, now_ns, cost, patience, view);
 }
 
@@ -692,6 +711,19 @@ static inline nl_outcome nl_peek_at(nl_table *t, nl_fingerprint fp, uint64_t now
         if (!slot) {
             nl_view_empty(view, limit, now_ns);
             return NL_ALLOWED;
+        }
+        if (t->rule.algorithm == NL_RUNS) {
+            nl_outcome outcome = nl_runs_peek(&t->rule, &t->chunks, slot, fp, now, limit, cost, view);
+            uint64_t meta;
+            nl_runs r;
+            if (outcome != NL_UNDECIDED) return outcome;
+            if (!nl_slot_take(&t->us, slot, &meta, patience)) return NL_WOULD_WAIT;
+            bool same = nl_slot_is(slot, fp);
+            if (!nl_runs_read(&t->rule, &t->chunks, slot, meta, now, &r)) r.used = 0; /* a damaged file */
+            if (same) nl_runs_view(&t->chunks, &r, limit, cost, now, view);
+            nl_slot_commit(slot, meta);
+            if (!same) continue;
+            return !cost || r.used + cost <= limit ? NL_ALLOWED : NL_DENIED;
         }
         if (t->rule.algorithm) {
             nl_outcome outcome = nl_meter_peek(&t->rule, slot, fp, now, limit, cost, view);

@@ -6,6 +6,7 @@
  *            orphans, which hold no stamps
  *   logs     head and count lie within their ring; stamps ascend and are within a window of the newest; no more than the limit
  *   meters   one stamp, at one of the two places; units and fractions below what they are counted against; not without any
+ *   runs     ticks ascend, and so do totals; all of their pieces are there; no more units than the limit
  *   chunks   each chunk belongs to one log or is free; in a shared table one may be left over in a field that is not selected
  */
 #ifndef NL_VERIFY_H
@@ -34,6 +35,46 @@ static inline const char *nl_verify_chunk(const nl_table *t, uint32_t id, uint32
     return NULL;
 }
 
+/* The chunks below a root of runs. */
+static inline const char *nl_verify_pieces(const nl_table *t, uint32_t id, uint32_t reference, uint64_t *chunks, char *message, size_t bytes) {
+    nl_ring root = nl_chunk_ring(&t->chunks, reference);
+    const char *broken = NULL;
+    if (root.capacity < NL_ROOT_WORDS || !(root.stamps[NL_RUNS_LIFE] & 1)) return NULL;
+    for (uint32_t i = 0; i < NL_ROOT_ENTRIES && !broken; i++) {
+        uint32_t index = root.stamps[NL_RUNS_HEAD + 2 * i];
+        if (!index) continue;
+        nl_ring below = nl_chunk_ring(&t->chunks, index);
+        if (below.capacity != NL_PIECE_WORDS) NL_BROKEN("slot %u: entry %u of its root is no index: %x", id, i, index);
+        broken = nl_verify_chunk(t, id, index, chunks, message, bytes);
+        for (uint32_t k = 0; k < NL_PIECE_RUNS && !broken; k++) {
+            uint32_t piece = below.stamps[2 * k];
+            if (piece && nl_chunk_ring(&t->chunks, piece).capacity != NL_PIECE_WORDS) NL_BROKEN("slot %u: entry %u of an index is no piece: %x", id, k, piece);
+            if (piece) broken = nl_verify_chunk(t, id, piece, chunks, message, bytes);
+        }
+    }
+    return broken;
+}
+
+static inline const char *nl_verify_runs(const nl_table *t, uint32_t id, const nl_slot *slot, char *message, size_t bytes) {
+    nl_runs r;
+    uint32_t above;
+    if (!nl_runs_load(&t->chunks, slot, slot->meta, &r)) NL_BROKEN("slot %u: its runs are nowhere", id);
+    if (!nl_meta_count(t->rule.shape, slot->meta)) return NULL;
+    const uint32_t units = r.total - r.base;
+    if (!units || (units > t->rule.limit && units > t->head->limit)) NL_BROKEN("slot %u: %u units, the limit is %u", id, units, t->rule.limit);
+    nl_run before = {0, r.base};
+    for (uint32_t i = 0; i <= r.count; i++) {
+        nl_run run = nl_runs_get(&t->chunks, &r, i);
+        if (i < r.count && !nl_runs_at(&t->chunks, &r, i, &above)) NL_BROKEN("slot %u: run %u of %u has no piece", id, i, r.count);
+        if (r.newest - run.tick > t->rule.window + t->rule.slot) NL_BROKEN("slot %u: run %u is %u ticks older than the newest", id, i, r.newest - run.tick);
+        if (i && run.tick - before.tick - 1 >= t->rule.window + t->rule.slot) NL_BROKEN("slot %u: runs %u and %u are out of order", id, i - 1, i);
+        if (run.total - before.total > units || (i == r.count && run.total == before.total)) NL_BROKEN("slot %u: run %u has %u units of %u", id, i, run.total - before.total, units);
+        before = run;
+    }
+    if (t->rule.max_log && r.count > t->rule.max_log + t->rule.max_log / 2 + 2) NL_BROKEN("slot %u: %u runs, max_log is %u", id, r.count, t->rule.max_log);
+    return NULL;
+}
+
 /* The chunks that a slot's two fields refer to. */
 static inline const char *nl_verify_fields(const nl_table *t, uint32_t id, const nl_slot *slot, uint64_t *chunks, char *message,
                                            size_t bytes) {
@@ -44,6 +85,8 @@ static inline const char *nl_verify_fields(const nl_table *t, uint32_t id, const
         if (!slot->ring[NL_REFERENCES + i]) continue;
         if (!selected && !t->us.members) NL_BROKEN("slot %u: a field that is not selected refers to a chunk", id);
         if ((broken = nl_verify_chunk(t, id, slot->ring[NL_REFERENCES + i], chunks, message, bytes))) return broken;
+        if (t->rule.algorithm != NL_RUNS) continue;
+        if ((broken = nl_verify_pieces(t, id, slot->ring[NL_REFERENCES + i], chunks, message, bytes))) return broken;
     }
     return NULL;
 }
@@ -82,7 +125,9 @@ static inline const char *nl_verify_log(const nl_table *t, uint32_t id, const nl
     }
     if (count && !s.has_era && ((slot->meta >> s.epoch_shift) & 3) != nl_ring_get(ring, head, count - 1) >> NL_EPOCH_SHIFT)
         NL_BROKEN("slot %u: the epoch is not the newest stamp's", id);
-    const char *broken = t->rule.algorithm ? nl_verify_meter(t, id, slot, message, bytes) : NULL;
+    const char *broken = NULL;
+    if (t->rule.algorithm == NL_RUNS) broken = nl_verify_runs(t, id, slot, message, bytes);
+    else if (t->rule.algorithm) broken = nl_verify_meter(t, id, slot, message, bytes);
     return broken ? broken : nl_verify_fields(t, id, slot, chunks, message, bytes);
 }
 
