@@ -93,10 +93,10 @@ class Waits:
                 self.lines[place] = waiter
                 if self.clock is not None:
                     self.clock._watch(self)
-            elif isinstance(line, Waiter):
-                self.lines[place] = OrderedDict.fromkeys((line, waiter))
-            else:
+            elif isinstance(line, OrderedDict):
                 line[waiter] = None
+            else:
+                self.lines[place] = OrderedDict.fromkeys((line, waiter))
 
     def leave(
         self, waiter: Waiter, running: Callable[[], object] = _no_loop, again: bool = False
@@ -109,14 +109,14 @@ class Waits:
         place = waiter.place
         with self.lock:
             line = self.lines.get(place)
-            if line is None or (isinstance(line, Waiter) and line is not waiter):
-                return
-            if not isinstance(line, Waiter):
+            if line is not waiter:
+                if not isinstance(line, OrderedDict):
+                    return
                 was_first = again or next(iter(line), None) is waiter
                 line.pop(waiter, None)
                 if line and not was_first:
                     return
-            if not line or isinstance(line, Waiter):
+            if line is waiter or not line:
                 del self.lines[place]
                 if self.clock is not None and not self.lines:
                     self.clock._unwatch(self)
@@ -198,7 +198,7 @@ class Waits:
     def _lines(self) -> list[tuple[Waiter, ...]]:
         """Copy all lines. The lock is held."""
         lines = list(self.lines.values())
-        return [(line,) if isinstance(line, Waiter) else tuple(line) for line in lines if line]
+        return [tuple(line) if isinstance(line, OrderedDict) else (line,) for line in lines if line]
 
     def _wake(self, waiter: Waiter) -> None:
         if not waiter.awake and not waiter.wake():
