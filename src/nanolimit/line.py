@@ -246,14 +246,14 @@ def checked_timeout(timeout: object) -> int | None:
     return min(timeout_ns, CLOCK_END_NS)  # 146 years
 
 
-def at_once(limiter: RateLimiter, key: Key, cost: int) -> tuple[Decision, bool]:
+def at_once(
+    limiter: RateLimiter, key: Key, cost: int, decision: Decision
+) -> tuple[Decision, bool]:
     """Ask for somebody who comes, unless others wait. What is known, and whether it was granted.
 
-    A cost of 0 overtakes nobody: it takes nothing.
+    `decision` is what `peek` said just now, that it would fit. A cost of 0 overtakes nobody: it
+    takes nothing.
     """
-    decision = limiter.peek(key, cost)  # raises, if anything is wrong with key or cost
-    if not decision.allowed:
-        return decision, False
     if cost == 0:
         return decision, True
     waits = limiter._waits
@@ -292,19 +292,21 @@ class Waiter(ABC):
     #: What wakes it: an asyncio loop, or its like; None for a thread.
     loop: Any = None
 
-    def __init__(
+    # Not __init__: a method that Python code calls costs half as much.
+    def begin(
         self,
         limiter: RateLimiter,
         key: Key,
         cost: int,
         timeout_ns: int | None,
         decision: Decision,
-    ) -> None:
+    ) -> Waits:
+        """Set out, and return the lines to stand in: `decision` is what the limiter just said."""
         self.limiter = limiter
         self.key = key
         self.cost = index(cost)
         self.place = limiter._engine._fingerprint(key)
-        self.waits = waits = waits_of(limiter)
+        self.waits = waits = limiter._waits or waits_of(limiter)
         clock = waits.clock
         self.awake = self.first = self.granted = False
         # A clock of this kind may have moved since it was asked.
@@ -316,6 +318,7 @@ class Waiter(ABC):
                 self.over_ns = clock.now_ns() + timeout_ns
             else:
                 self.over_s = monotonic() + timeout_ns / NS_PER_SECOND
+        return waits
 
     def look(self) -> bool:
         """Ask, if it is this one's turn. True: it is over, granted or not. Else `pause_s` is set.
