@@ -246,9 +246,7 @@ def checked_timeout(timeout: object) -> int | None:
     return min(timeout_ns, CLOCK_END_NS)  # 146 years
 
 
-def at_once(
-    limiter: RateLimiter, key: Key, cost: int, decision: Decision
-) -> tuple[Decision, bool]:
+def at_once(limiter: RateLimiter, key: Key, cost: int, decision: Decision) -> tuple[Decision, bool]:
     """Ask for somebody who comes, unless others wait. What is known, and whether it was granted.
 
     `decision` is what `peek` said just now, that it would fit. A cost of 0 overtakes nobody: it

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from nanolimit.line import Waiter, at_once, checked_timeout, forget_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
     from datetime import timedelta
 
-    from nanolimit._core import Decision
     from nanolimit.limiter import Key, RateLimiter
 
 _running_loop = asyncio._get_running_loop
