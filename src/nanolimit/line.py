@@ -86,12 +86,16 @@ class Waits:
     def enter(self, waiter: Waiter) -> None:
         """Stand behind all who wait for the same key."""
         place = waiter.place
+        if self.clock is None and self.lines.setdefault(place, waiter) is waiter:
+            waiter.first = True  # to come first is a single step: it needs no lock
+            return
         with self.lock:
             line = self.lines.get(place)
             if line is None:
-                waiter.first = True
                 self.lines[place] = waiter
-                if self.clock is not None:
+                if self.clock is None:
+                    waiter.first = True
+                else:
                     self.clock._watch(self)
             elif isinstance(line, OrderedDict):
                 line[waiter] = None
@@ -323,10 +327,11 @@ class Waiter(ABC):
 
         At the last moment it asks first and gives up then: what fits just in time is granted.
         """
-        waits = self.waits
-        clock = waits.clock
         first = self.first
+        clock = None
         if not first:
+            waits = self.waits
+            clock = waits.clock
             with waits.lock:
                 self.awake = False  # from now on it is woken anew
                 line = waits.lines.get(self.place)
@@ -337,9 +342,9 @@ class Waiter(ABC):
                     or next(iter(line), None) is self
                     or waits.closed
                 )
-        # Once first, it is so until it leaves: nobody overtakes it. Only a clock that wakes the
-        # first again and again must know that it is awake.
-        self.first = first and clock is None
+            # Once first, it is so until it leaves: nobody overtakes it. Only a clock that wakes
+            # the first again and again must know that it is awake.
+            self.first = first and clock is None
         decision = self.decision
         if first and (self.stale or decision.allowed):
             limiter = self.limiter
@@ -351,19 +356,17 @@ class Waiter(ABC):
                 self.granted = True
                 return True
         self.stale = True
-        pause_s = None
-        over = False
         if clock is not None:
             over = self.over_ns is not None and clock.now_ns() >= self.over_ns
         else:
-            if first:
-                pause_s = decision.retry_after
+            pause_s = decision.retry_after if first else None
+            over = False
             if self.over_s is not None:
                 left_s = self.over_s - monotonic()
                 over = left_s <= 0
                 if pause_s is None or left_s < pause_s:
                     pause_s = left_s
-        self.pause_s = pause_s
+            self.pause_s = pause_s
         if over and not first:
             self.decision = self.limiter.peek(self.key, self.cost)
         return over

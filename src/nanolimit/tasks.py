@@ -121,6 +121,20 @@ async def waited(
     waiter.alarm = None
     try:
         waits.enter(waiter)
+        # Most come first and stay for as long as they are told. That is `look`, less what it has
+        # to ask of others: who is first, and when the time is up.
+        while waiter.first and timeout_ns is None and not decision.allowed:
+            waiter.future = future = loop.create_future()
+            waiter.alarm = loop.call_at(loop.time() + decision.retry_after, waiter.ring)
+            await future
+            if waiter.alarm is not None:
+                waiter.alarm.cancel()
+                waiter.alarm = None
+            decision = limiter.peek(key, cost)
+            if decision.allowed:
+                decision = limiter.check(key, cost)
+                if decision.allowed:
+                    return (decision, True) if whole else True
         while not waiter.look():
             if waiter.pause_s is not None:
                 waiter.alarm = loop.call_at(loop.time() + waiter.pause_s, waiter.ring)
