@@ -48,10 +48,10 @@ async def wait(
     limiter: RateLimiter, key: Key, cost: int, timeout_ns: int | None, decision: Decision
 ) -> tuple[Decision, bool]:
     """Wait for the request to fit. What was decided last, and whether it was granted."""
-    waiter = AnyWaiter(limiter, key, cost, timeout_ns, decision)
+    waiter = AnyWaiter()
+    waits = waiter.begin(limiter, key, cost, timeout_ns, decision)
     waiter.loop = current_token().native_token
     waiter.event = Event()
-    waits = waiter.waits
     try:
         waits.enter(waiter)
         while not waiter.look():

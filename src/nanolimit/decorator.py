@@ -147,9 +147,9 @@ class Limited:
         async def limited(*args: Any, **kwargs: Any) -> Any:
             key, cost = ask(args, kwargs)
             if waits:
-                from nanolimit.tasks import wait
+                from nanolimit.tasks import waited
 
-                decision, granted = await wait(limiter, key, cost, timeout)
+                decision, granted = await waited(limiter, key, cost, timeout, True)
             else:
                 decision = limiter.check(key, cost)
                 granted = decision.allowed

@@ -707,8 +707,8 @@ class RateLimiter(Verbs, Policies):
 
         Trio needs the extra ``nanolimit[anyio]``.
         """
-        coroutine: Coroutine[Any, Any, bool] = (_tasks or _import_tasks()).acquire(
-            self, key, cost, timeout
+        coroutine: Coroutine[Any, Any, bool] = (_tasks or _import_tasks()).waited(
+            self, key, cost, timeout, False
         )
         return coroutine
 

@@ -86,17 +86,21 @@ class Waits:
     def enter(self, waiter: Waiter) -> None:
         """Stand behind all who wait for the same key."""
         place = waiter.place
+        if self.clock is None and self.lines.setdefault(place, waiter) is waiter:
+            waiter.first = True  # to come first is a single step: it needs no lock
+            return
         with self.lock:
             line = self.lines.get(place)
             if line is None:
-                waiter.first = True
                 self.lines[place] = waiter
-                if self.clock is not None:
+                if self.clock is None:
+                    waiter.first = True
+                else:
                     self.clock._watch(self)
-            elif isinstance(line, Waiter):
-                self.lines[place] = OrderedDict.fromkeys((line, waiter))
-            else:
+            elif isinstance(line, OrderedDict):
                 line[waiter] = None
+            else:
+                self.lines[place] = OrderedDict.fromkeys((line, waiter))
 
     def leave(
         self, waiter: Waiter, running: Callable[[], object] = _no_loop, again: bool = False
@@ -109,14 +113,14 @@ class Waits:
         place = waiter.place
         with self.lock:
             line = self.lines.get(place)
-            if line is None or (isinstance(line, Waiter) and line is not waiter):
-                return
-            if not isinstance(line, Waiter):
+            if line is not waiter:
+                if not isinstance(line, OrderedDict):
+                    return
                 was_first = again or next(iter(line), None) is waiter
                 line.pop(waiter, None)
                 if line and not was_first:
                     return
-            if not line or isinstance(line, Waiter):
+            if line is waiter or not line:
                 del self.lines[place]
                 if self.clock is not None and not self.lines:
                     self.clock._unwatch(self)
@@ -198,7 +202,7 @@ class Waits:
     def _lines(self) -> list[tuple[Waiter, ...]]:
         """Copy all lines. The lock is held."""
         lines = list(self.lines.values())
-        return [(line,) if isinstance(line, Waiter) else tuple(line) for line in lines if line]
+        return [tuple(line) if isinstance(line, OrderedDict) else (line,) for line in lines if line]
 
     def _wake(self, waiter: Waiter) -> None:
         if not waiter.awake and not waiter.wake():
@@ -246,14 +250,12 @@ def checked_timeout(timeout: object) -> int | None:
     return min(timeout_ns, CLOCK_END_NS)  # 146 years
 
 
-def at_once(limiter: RateLimiter, key: Key, cost: int) -> tuple[Decision, bool]:
+def at_once(limiter: RateLimiter, key: Key, cost: int, decision: Decision) -> tuple[Decision, bool]:
     """Ask for somebody who comes, unless others wait. What is known, and whether it was granted.
 
-    A cost of 0 overtakes nobody: it takes nothing.
+    `decision` is what `peek` said just now, that it would fit. A cost of 0 overtakes nobody: it
+    takes nothing.
     """
-    decision = limiter.peek(key, cost)  # raises, if anything is wrong with key or cost
-    if not decision.allowed:
-        return decision, False
     if cost == 0:
         return decision, True
     waits = limiter._waits
@@ -292,19 +294,21 @@ class Waiter(ABC):
     #: What wakes it: an asyncio loop, or its like; None for a thread.
     loop: Any = None
 
-    def __init__(
+    # Not __init__: a method that Python code calls costs half as much.
+    def begin(
         self,
         limiter: RateLimiter,
         key: Key,
         cost: int,
         timeout_ns: int | None,
         decision: Decision,
-    ) -> None:
+    ) -> Waits:
+        """Set out, and return the lines to stand in: `decision` is what the limiter just said."""
         self.limiter = limiter
         self.key = key
         self.cost = index(cost)
         self.place = limiter._engine._fingerprint(key)
-        self.waits = waits = waits_of(limiter)
+        self.waits = waits = limiter._waits or waits_of(limiter)
         clock = waits.clock
         self.awake = self.first = self.granted = False
         # A clock of this kind may have moved since it was asked.
@@ -316,16 +320,18 @@ class Waiter(ABC):
                 self.over_ns = clock.now_ns() + timeout_ns
             else:
                 self.over_s = monotonic() + timeout_ns / NS_PER_SECOND
+        return waits
 
     def look(self) -> bool:
         """Ask, if it is this one's turn. True: it is over, granted or not. Else `pause_s` is set.
 
         At the last moment it asks first and gives up then: what fits just in time is granted.
         """
-        waits = self.waits
-        clock = waits.clock
         first = self.first
+        clock = None
         if not first:
+            waits = self.waits
+            clock = waits.clock
             with waits.lock:
                 self.awake = False  # from now on it is woken anew
                 line = waits.lines.get(self.place)
@@ -336,9 +342,9 @@ class Waiter(ABC):
                     or next(iter(line), None) is self
                     or waits.closed
                 )
-        # Once first, it is so until it leaves: nobody overtakes it. Only a clock that wakes the
-        # first again and again must know that it is awake.
-        self.first = first and clock is None
+            # Once first, it is so until it leaves: nobody overtakes it. Only a clock that wakes
+            # the first again and again must know that it is awake.
+            self.first = first and clock is None
         decision = self.decision
         if first and (self.stale or decision.allowed):
             limiter = self.limiter
@@ -350,19 +356,17 @@ class Waiter(ABC):
                 self.granted = True
                 return True
         self.stale = True
-        pause_s = None
-        over = False
         if clock is not None:
             over = self.over_ns is not None and clock.now_ns() >= self.over_ns
         else:
-            if first:
-                pause_s = decision.retry_after
+            pause_s = decision.retry_after if first else None
+            over = False
             if self.over_s is not None:
                 left_s = self.over_s - monotonic()
                 over = left_s <= 0
                 if pause_s is None or left_s < pause_s:
                     pause_s = left_s
-        self.pause_s = pause_s
+            self.pause_s = pause_s
         if over and not first:
             self.decision = self.limiter.peek(self.key, self.cost)
         return over

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from nanolimit.line import Waiter, at_once, checked_timeout, forget_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
     from datetime import timedelta
 
-    from nanolimit._core import Decision
     from nanolimit.limiter import Key, RateLimiter
 
 _running_loop = asyncio._get_running_loop
@@ -90,7 +89,7 @@ class _Bell:
         forget_loop(self.loop)
 
 
-async def _wait(
+async def waited(
     limiter: RateLimiter,
     key: Key,
     cost: int,
@@ -102,9 +101,11 @@ async def _wait(
     One coroutine for both, because each one around it costs at every wake-up.
     """
     timeout_ns = None if timeout is None else checked_timeout(timeout)
-    decision, granted = at_once(limiter, key, cost)
-    if granted:
-        return (decision, True) if whole else True
+    decision = limiter.peek(key, cost)  # raises, if anything is wrong with key or cost
+    if decision.allowed:
+        decision, granted = at_once(limiter, key, cost, decision)
+        if granted:
+            return (decision, True) if whole else True
     loop = _running_loop()
     # Trio can be a guest in asyncio's loop: then that runs, but no task of it.
     if loop is None or _current_task(loop) is None:
@@ -114,12 +115,26 @@ async def _wait(
         return (decision, granted) if whole else granted
     if loop not in _have_bells:
         _Bell(loop)()
-    waiter = TaskWaiter(limiter, key, cost, timeout_ns, decision)
+    waiter = TaskWaiter()
+    waits = waiter.begin(limiter, key, cost, timeout_ns, decision)
     waiter.loop = loop
     waiter.alarm = None
-    waits = waiter.waits
     try:
         waits.enter(waiter)
+        # Most come first and stay for as long as they are told. That is `look`, less what it has
+        # to ask of others: who is first, and when the time is up.
+        while waiter.first and timeout_ns is None and not decision.allowed:
+            waiter.future = future = loop.create_future()
+            waiter.alarm = loop.call_at(loop.time() + decision.retry_after, waiter.ring)
+            await future
+            if waiter.alarm is not None:
+                waiter.alarm.cancel()
+                waiter.alarm = None
+            decision = limiter.peek(key, cost)
+            if decision.allowed:
+                decision = limiter.check(key, cost)
+                if decision.allowed:
+                    return (decision, True) if whole else True
         while not waiter.look():
             if waiter.pause_s is not None:
                 waiter.alarm = loop.call_at(loop.time() + waiter.pause_s, waiter.ring)
@@ -138,17 +153,3 @@ async def _wait(
         except BaseException:  # a signal handler raised in the middle of it
             waits.leave(waiter, _running_loop, again=True)
             raise
-
-
-def wait(
-    limiter: RateLimiter, key: Key, cost: int, timeout: float | timedelta | None
-) -> Coroutine[Any, Any, tuple[Decision, bool]]:
-    """Wait for the request to fit. What was decided last, and whether it was granted."""
-    return _wait(limiter, key, cost, timeout, True)
-
-
-def acquire(
-    limiter: RateLimiter, key: Key, cost: int, timeout: float | timedelta | None
-) -> Coroutine[Any, Any, bool]:
-    """See `RateLimiter.acquire_async`."""
-    return _wait(limiter, key, cost, timeout, False)

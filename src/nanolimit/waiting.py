@@ -47,11 +47,13 @@ def wait(
 ) -> tuple[Decision, bool]:
     """Wait for the request to fit. What was decided last, and whether it was granted."""
     timeout_ns = None if timeout is None else checked_timeout(timeout)
-    decision, granted = at_once(limiter, key, cost)
-    if granted:
-        return decision, True
-    waiter = ThreadWaiter(limiter, key, cost, timeout_ns, decision)
-    waits = waiter.waits
+    decision = limiter.peek(key, cost)  # raises, if anything is wrong with key or cost
+    if decision.allowed:
+        decision, granted = at_once(limiter, key, cost, decision)
+        if granted:
+            return decision, True
+    waiter = ThreadWaiter()
+    waits = waiter.begin(limiter, key, cost, timeout_ns, decision)
     waiter.gate = threading.Lock()
     waiter.gate.acquire()
     try:
@@ -108,7 +110,9 @@ class Slot:
     async def __aenter__(self) -> Decision:
         from nanolimit import tasks
 
-        decision, granted = await tasks.wait(self._limiter, self._key, self._cost, self._timeout)
+        decision, granted = await tasks.waited(
+            self._limiter, self._key, self._cost, self._timeout, True
+        )
         if not granted:
             raise RateLimitExceeded(decision, self._key)
         return decision

@@ -25,7 +25,7 @@ SAID = re.compile(
 @pytest.mark.parametrize("flags", [["-O2"], ["-O1", *SANITIZERS]], ids=["plain", "asan"])
 def test_damaged_at_random(tmp_path: Path, flags: list[str]) -> None:
     program = compile_program("corrupt.c", tmp_path / "corrupt", compiler(), *flags)
-    count = 100_000 if SOAK else 3_000
+    count = 100_000 if SOAK else 2_000
     said = SAID.fullmatch(run(str(program), str(count)))
     assert said is not None
     assert int(said["tables"]) == count
@@ -39,7 +39,7 @@ def test_damaged_by_a_fuzzer(tmp_path: Path, require_tool: Callable[[str], str])
         "corrupt.c", tmp_path / "corrupt", require_tool("clang"),
         "-O1", "-DCORRUPT_FUZZ", "-fsanitize=fuzzer", *SANITIZERS,
     )  # fmt: skip
-    length = ["-runs=100000"] if SOAK else ["-max_total_time=6"]
+    length = ["-runs=100000"] if SOAK else ["-max_total_time=4"]
     run(
         str(program), *length, "-max_len=600", "-len_control=20", "-seed=1", "-timeout=60",
         f"-artifact_prefix={tmp_path}/",

@@ -444,8 +444,11 @@ class SharedFullTable(FullTable):
     shared = True
 
 
+# An example has up to 50 steps; `make soak` has the large numbers.
 TestOpenTable = OpenTable.TestCase
+TestOpenTable.settings = settings(max_examples=settings().max_examples * 3 // 5)
 TestFullTable = FullTable.TestCase
+TestFullTable.settings = settings(max_examples=settings().max_examples * 3 // 5)
 if _core.SHARED:
     # The engine is the same: what differs is where it lies. Fewer examples find that out.
     FEWER = settings(max_examples=settings().max_examples // 3)
