@@ -477,7 +477,7 @@ enum { HEIRS = 12, HEIR_KEYS = 40 };
 
 typedef struct {
     nl_table tables[HEIRS];
-    uint32_t current, rounds, limit, algorithm;
+    uint32_t current, rounds, limit, layout_limit, algorithm;
     uint64_t now;
     uint64_t counted[CREW_MOST][HEIR_KEYS], others[CREW_MOST][16], moved[CREW_MOST][16];
 } dynasty;
@@ -513,7 +513,7 @@ static void heirs_work(void *shared, uint32_t self) {
 
 static void open_heir(dynasty *d, uint32_t i) {
     static const uint64_t windows[] = {WINDOW_NS, (uint64_t)WINDOW_NS * 60, (uint64_t)WINDOW_NS * 3};
-    nl_config config = {i ? 511 : d->limit, windows[i % 3], 1 << 14, NL_ON_FULL_DENY, {1, 2}, 0, d->algorithm};
+    nl_config config = {i ? d->layout_limit : d->limit, windows[i % 3], 1 << 14, NL_ON_FULL_DENY, {1, 2}, 0, d->algorithm, 0};
     CREW_REQUIRE(nl_table_open(&d->tables[i], &config), "no table");
     d->tables[i].head->limit = d->limit;
 }
@@ -531,11 +531,12 @@ static void heirs_come(void *shared) {
     }
 }
 
-static void run_heirs_with(uint32_t limit, uint32_t algorithm, uint32_t rounds, uint32_t threads) {
+static void run_heirs_with(uint32_t limit, uint32_t layout_limit, uint32_t algorithm, uint32_t rounds, uint32_t threads) {
     static dynasty d;
     memset(&d, 0, sizeof d);
     d.rounds = rounds;
     d.limit = limit;
+    d.layout_limit = layout_limit;
     d.algorithm = algorithm;
     d.now = (uint64_t)10000 * WINDOW_NS;
     open_heir(&d, 0);
@@ -562,9 +563,10 @@ static void run_heirs_with(uint32_t limit, uint32_t algorithm, uint32_t rounds, 
 }
 
 static void run_heirs(uint32_t rounds, uint32_t threads) {
-    run_heirs_with(5, NL_SLIDING_LOG, rounds, threads);
-    run_heirs_with(300, NL_SLIDING_LOG, rounds, threads);
-    run_heirs_with(5, NL_FIXED_WINDOW, rounds, threads);
+    run_heirs_with(5, 511, NL_SLIDING_LOG, rounds, threads);
+    run_heirs_with(300, 511, NL_SLIDING_LOG, rounds, threads);
+    run_heirs_with(300, 5000, NL_SLIDING_LOG, rounds, threads); /* from stamps to runs, and on */
+    run_heirs_with(5, 511, NL_FIXED_WINDOW, rounds, threads);
 }
 
 /* --- meters ------------------------------------------------------------------------------------------------------- */

@@ -253,6 +253,7 @@ static void open_table(uint32_t max_keys) {
     forked = false;
     nl_process.generation = 1;
     nl_process.closed = nl_process.running = 0;
+    memset(weak_depths, 0, sizeof weak_depths);
 }
 
 /* A call from outside the machine: one thread, plain memory, and the model must agree in everything. */

@@ -88,6 +88,10 @@ static struct {
     void (*on_cas)(void *address, uint64_t before);
 } weak = {.current = -1};
 
+/* How deep each is in the gate (lock.h); the last one: without a machine. */
+static uint32_t weak_depths[WEAK_THREADS + 1];
+#define NL_GATE_DEPTH weak_depths[weak.current < 0 ? WEAK_THREADS : weak.current]
+
 static uint64_t weak_random(void) { /* splitmix64 */
     uint64_t z = weak.random += 0x9e3779b97f4a7c15u;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;

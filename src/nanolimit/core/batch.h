@@ -6,7 +6,7 @@
 #ifndef NL_BATCH_H
 #define NL_BATCH_H
 
-#include "successor.h"
+#include "table.h"
 
 enum { NL_GROUP = 32 };
 

@@ -20,7 +20,7 @@
 
 #include "table.h"
 
-enum { NL_CLAIMS_MOST = 64, NL_QUOTAS_MOST = 8 /* of one limiter */ };
+enum { NL_CLAIMS_MOST = 64 };
 
 typedef struct {
     nl_table *table;

@@ -16,7 +16,6 @@
 #ifndef NL_SUCCESSOR_H
 #define NL_SUCCESSOR_H
 
-#include "claim.h"
 #include "walk.h"
 
 enum { NL_MOVING_KEYS = NL_WALK_BUCKETS * NL_BUCKET_ENTRIES };
@@ -127,6 +126,8 @@ static inline nl_outcome nl_move_log(nl_table *from, nl_slot *slot, uint64_t met
     nl_log log;
     nl_runs runs;
     nl_meter m;
+    memset(&log, 0, sizeof log); /* (a compiler that does not see which of them is read, warns) */
+    memset(&m, 0, sizeof m);
     if (kept_as == NL_RUNS) {
         nl_runs_read_owned(&from->rule, &from->chunks, slot, &meta, now, &runs);
         left = runs.used;

@@ -27,6 +27,7 @@
 /* Slots that the hand looks at: at every insert into a table of at least so many; for one to displace; when none is free;
  * and up to which size it then looks at all of them. */
 enum { NL_HAND_STEP = 4, NL_HAND_FROM = 1024, NL_HAND_FEW = 32, NL_HAND_LAST = 256, NL_HAND_WHOLE = 16384 };
+enum { NL_QUOTAS_MOST = 8 }; /* of a limiter, which has a table for each */
 enum { NL_ON_FULL_ALLOW, NL_ON_FULL_DENY, NL_ON_FULL_EVICT };
 enum { NL_KEY_STR1, NL_KEY_STR2, NL_KEY_STR4, NL_KEY_BYTES, NL_KEY_INT, NL_KEY_INT_NEGATIVE, NL_KEY_INT_LARGE, NL_KEY_UUID,
        NL_KEY_ADDRESS, NL_KEY_TUPLE, NL_KEY_KINDS };
