@@ -1,7 +1,8 @@
 """What does each policy cost, beside a plain limiter with one quota?
 
 One hot user, from Python, denied and allowed: one quota, three quotas, `check_all` over three
-limiters, the other algorithms, a reservation that is settled, an attempt that succeeds. Limits are
+limiters, the other algorithms, a blocked key, quotas of keys, penalties, a limiter that only
+watches, a reservation that is settled, an attempt that succeeds. Limits are
 such that the tightest quota decides; users who are allowed are fresh ones.
 
 Beside them, in the same run, throttled-py and aiolimiter on the same work: the same limits and
@@ -107,6 +108,19 @@ def setup(calls: int) -> dict[str, Row]:
 
     both("acquire_async", waits_not, lambda key: awaited(wide_wait(key)))
 
+    # What stands of a key besides its log. Blocked: beside a plain denial.
+    blocking, tiers = make(TIGHT[0]), make(TIGHT[0])
+    blocking.block(hot, 10**6)
+    rows["denied, blocked"] = denied_row(blocking.allow, bool, hot, calls)
+    tiers.set_quota("somebody", WIDE[0])
+    wide_tiers = make(WIDE[0])
+    wide_tiers.set_quota("somebody", TIGHT[0])
+    both("quotas of keys", tiers.allow, wide_tiers.allow)
+    backoff = nanolimit.Backoff(after=60_000, forgive=0.001)
+    both("backoff", make(TIGHT[0], backoff=backoff).allow, make(WIDE[0], backoff=backoff).allow)
+    watched = make(TIGHT[0], enforce=False).allow
+    rows["denied, watched"] = denied_row(watched, lambda passes: not passes, hot, calls)
+
     settled = make(WIDE[0])
 
     def reserve(key: object) -> bool:
@@ -206,6 +220,8 @@ def verdicts_of(results: Results) -> list[Verdict]:
                     over(results, f"{how}, check_all of three", each), 2.5, 2.0),
             Verdict(f"gcra over the log, {how}", over(results, f"{how}, gcra", one), 1.0, 0.95),
         ]  # fmt: skip
+    blocked = over(results, "denied, blocked", "denied, one quota")
+    lines.append(Verdict("denied while blocked over a plain denial", blocked, 1.1, 1.0))
     return lines
 
 

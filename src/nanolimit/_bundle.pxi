@@ -330,6 +330,7 @@ cdef class Bundle:
                 )
             policy.records = table_of(records)
             self.records = records
+        self.look_first()
         if table_of(first).us.members != NULL and not nl_load32(&table_of(first).head.policies):
             nl_shared_tell_of_policies(table_of(first))
         return 0
@@ -339,11 +340,20 @@ cdef class Bundle:
         self.be_ready()
         return self
 
+    cdef int look_first(self) except -1:
+        """Whether blocks may be looked for first, by the logs' fingerprints (nl_policy_blocks)."""
+        cdef nl_table *t = table_of(self.first)
+        t.policy = NULL
+        if self.alone and self.enforces and self.records is not None and t.us.members == NULL:
+            t.policy = self.policy
+        return 0
+
     def govern(self, *, enforces=None, after=0, base=0.0, factor=1.0, maximum=0.0, forgive_ms=0, prolong=False):
         """Sets whether denials are enforced; and, with `after`, the penalty for denials in a row."""
         cdef nl_policy *policy = <nl_policy *>self.policy
         if enforces is not None:
             self.enforces = enforces
+            self.look_first()
         if after:
             self.keep_records()
             policy.base_s, policy.factor, policy.maximum_s = base, factor, maximum

@@ -60,6 +60,7 @@ cdef class Bundle:
 
     cdef int be_ready(self) except -1
     cdef int keep_records(self) except -1
+    cdef int look_first(self) except -1
 
 # 1 allowed, 0 denied; -1: cost is negative or above the limit; -2: closed; -3: it has a clock in Python, or policies: call
 # allow().

@@ -93,6 +93,7 @@ cdef extern from "core/batch.h" nogil:
         nl_region bucket_region, memory
         uint32_t number
         nl_table *former
+        const void *policy
         nl_hash_seed *seeds
     ctypedef struct nl_config:
         uint32_t limit
@@ -213,6 +214,7 @@ cdef extern from "core/record.h" nogil:
     const uint32_t NL_RECORD_FLAG
     nl_outcome nl_policy_check(const nl_policy *, nl_claim *, uint32_t, nl_standing *, bint, int)
     nl_outcome nl_policy_limits(const nl_policy *, nl_claim *, uint32_t, const nl_standing *, int)
+    bint nl_policy_blocks(const nl_policy *, nl_fingerprint, uint64_t)
     nl_outcome nl_policy_blocked(const nl_policy *, nl_standing *, int)
     nl_outcome nl_penalty_strike(const nl_policy *, nl_standing *, int)
     nl_outcome nl_penalty_absolve(const nl_policy *, const nl_standing *, int)
@@ -814,6 +816,7 @@ cdef class Limiter:
             raise MemoryError(f"no address space for another table of max_keys={config.max_keys}")
         nl_store32(&new.head.limit, limit)
         new.former = old
+        new.policy = old.policy
         with registry_lock:  # whoever changes the flags holds it as well
             new.own_flags = (flags_of(old) & ~NL_FLAG_ALGORITHM) | (new.own_flags & NL_FLAG_ALGORITHM)
             nl_succeed(old, new, now_ns)

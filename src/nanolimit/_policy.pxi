@@ -224,23 +224,31 @@ cdef bytearray many_governed(Bundle b, tuple keys, object cost):
 
 cdef PyObject *policy_allow "nl_policy_allow" (PyObject *self, nl_table *t, PyObject *key) except NULL:
     """allow(key) of a Limiter by itself that has policies."""
-    cdef nl_claim claim
     cdef nl_request r
     cdef nl_fingerprint fp
-    cdef int outcome
-    cdef Bundle b = (<Limiter>self).governed()
-    if b.records is None or not b.enforces or flags_of(table_of(b.records)) & ~NL_FLAG_ALGORITHM:
-        return new_bool(b.allow(<object>key))
     r.now_ns = nl_clock_ns(t.clock)
-    r.seconds = EXACT
     if is_str(key):
         fp = hash_of_str(t, key)
     else:
         fingerprint_of_other(t, <object>key, &fp)
+    if t.policy != NULL and nl_policy_blocks(<const nl_policy *>t.policy, fp, r.now_ns):
+        NL_TALLY(t, NL_COUNT_DENIED, 1)
+        return new_bool(False)
+    return govern_allow(self, t, key, fp, &r)
+
+
+cdef PyObject *govern_allow(PyObject *self, nl_table *t, PyObject *key, nl_fingerprint fp, nl_request *r) except NULL:
+    """The same with all policies."""
+    cdef nl_claim claim
+    cdef int outcome
+    cdef Bundle b = (<Limiter>self).governed()
+    if b.records is None or not b.enforces or flags_of(table_of(b.records)) & ~NL_FLAG_ALGORITHM:
+        return new_bool(b.allow(<object>key))
+    r.seconds = EXACT
     r.units = 1
     r.own_limits = 0
     r.exempt = False
-    stand(b, <object>key, fp, &r)
+    stand(b, <object>key, fp, r)
     claim_of(&claim, t, fp, r.now_ns, 1)
     outcome = nl_policy_check(<nl_policy *>b.policy, &claim, 1, &r.standing, False, NL_QUICKLY)
     if outcome & NL_MOVED:
@@ -248,4 +256,4 @@ cdef PyObject *policy_allow "nl_policy_allow" (PyObject *self, nl_table *t, PyOb
     if outcome == NL_BLOCKED or (outcome <= NL_ALLOWED and not r.standing.blocks):
         NL_TALLY(t, NL_COUNT_ALLOWED if outcome == NL_ALLOWED else NL_COUNT_DENIED, 1)
         return new_bool(outcome == NL_ALLOWED)
-    return new_bool(settle_all(b, outcome, <object>key, &claim, &r, False) & NL_ALLOWED)
+    return new_bool(settle_all(b, outcome, <object>key, &claim, r, False) & NL_ALLOWED)

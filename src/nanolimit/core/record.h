@@ -31,7 +31,7 @@ typedef struct {
     uint32_t word, more;
 } nl_record;
 
-typedef struct { /* what a limiter's policies are */
+typedef struct nl_policy { /* what a limiter's policies are */
     nl_table *records;
     uint32_t after;      /* denials in a row that lead to a block; 0: they don't */
     uint32_t forgive_ms; /* without a denial, and all is forgotten */
@@ -234,6 +234,19 @@ static inline nl_outcome nl_policy_blocked(const nl_policy *p, nl_standing *s, n
     if (!nl_penalty_blocks(&r, s->now)) return NL_UNDECIDED;
     s->blocked_ns = nl_penalty_block_end(&r) * NL_RECORD_TICK_NS;
     return NL_BLOCKED;
+}
+
+/* The usual question, for a quick answer: is it blocked, for certain, and that is all? */
+NL_ALWAYS_INLINE bool nl_policy_blocks(const nl_policy *p, nl_fingerprint fp, uint64_t now_ns) {
+    const nl_now now = {now_ns, now_ns / NL_RECORD_TICK_NS};
+    nl_meter m;
+    nl_record r;
+    if (!p->penalties || p->prolong) return false;
+    fp = nl_record_key(fp, NL_RECORD_PENALTY);
+    const nl_slot *slot = nl_find(p->records, fp);
+    if (!slot) return false;
+    const uint64_t meta = nl_load64_acquire(&slot->meta);
+    return nl_record_of(p->records, slot, meta, now, &m, &r) && nl_penalty_blocks(&r, now) && nl_meter_held(slot, fp, meta, &m);
 }
 
 /* As nl_claims_check, and what the limiter's policies say besides: NL_BLOCKED with NL_DENIED, NL_EXEMPT with NL_ALLOWED: then the logs

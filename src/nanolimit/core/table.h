@@ -80,6 +80,7 @@ typedef struct nl_table { /* one process's view of a table */
     uint32_t succeeded, succeeds; /* if these say so; the second until it has them all */
     uint64_t moved_ns;            /* when it took the other's place */
     nl_outcome (*take_key)(struct nl_table *, nl_fingerprint, nl_patience); /* moves a key here, if the other still has it */
+    const struct nl_policy *policy; /* whose blocks may be looked for before anything else: by the same fingerprints, and enforced */
     struct nl_table *former;      /* whose memory is kept until nobody can be inside any more */
     size_t page_bytes;
     nl_hash_seed seeds[NL_KEY_KINDS];
