@@ -120,7 +120,7 @@ class Waits:
                 line.pop(waiter, None)
                 if line and not was_first:
                     return
-            if line is waiter or not line:
+            if line is waiter or not isinstance(line, OrderedDict) or not line:
                 del self.lines[place]
                 if self.clock is not None and not self.lines:
                     self.clock._unwatch(self)

@@ -110,6 +110,7 @@ class Slot:
     async def __aenter__(self) -> Decision:
         from nanolimit import tasks
 
+        decision: Decision
         decision, granted = await tasks.waited(
             self._limiter, self._key, self._cost, self._timeout, True
         )

@@ -86,12 +86,12 @@ static model_view model_peek(const model *m, uint32_t k, uint64_t now_ns, uint32
     uint32_t out = model_expired(m, key, now_ns);
     model_view view = {0};
     view.used = key->count - out;
-    view.allowed = view.used + cost <= limit;
+    view.allowed = !cost || view.used + cost <= limit;
     if (view.used) {
         const uint64_t *live = key->stamps + out;
         view.oldest = live[0];
         view.newest = live[view.used - 1];
-        if (!view.allowed) view.deciding = live[view.used + cost - limit - 1]; /* so many must leave first */
+        if (view.used + cost > limit) view.deciding = live[view.used + cost - limit - 1]; /* so many must leave first */
     }
     return view;
 }

@@ -669,4 +669,48 @@ MUTANTS = [
         "a denial that changed under the eyes is decided anew, else its numbers are nobody's",
         MEETING,
     ),
+    Mutant(
+        "forgets-who-was-blocked-before",
+        CORE + "record.h",
+        "    for (double factor = p->factor; level && seconds < p->maximum_s; level >>= 1, "
+        "factor *= factor)\n"
+        "        if (level & 1) seconds *= factor;\n",
+        "    (void)level;\n",
+        "each block is longer than the one before",
+        "tests/unit/test_backoff.py::test_each_block_is_longer_than_the_one_before",
+    ),
+    Mutant(
+        "an-exempt-key-has-no-block",
+        CORE + "record.h",
+        "        if (outcome == NL_BLOCKED) return NL_BLOCKED;\n        if (s->exempt)",
+        "        if (outcome == NL_BLOCKED && !s->exempt) return NL_BLOCKED;\n"
+        "        if (s->exempt)",
+        "a block holds for an exempt key, too",
+        "tests/unit/test_backoff.py::test_reset_and_clear_lift_blocks",
+    ),
+    Mutant(
+        "a-moved-key-is-not-looked-for",
+        CORE + "table.h",
+        "    if (NL_UNLIKELY(nl_table_before(t)) && !nl_find(t, fp) && "
+        "t->take_key(t, fp, patience) == NL_WOULD_WAIT) return NL_WOULD_WAIT;\n",
+        "",
+        "a key that has not moved yet has its log in the table before",
+        "tests/c/test_core.py::test_races[2-heirs]",
+    ),
+    Mutant(
+        "new-keys-in-an-old-table",
+        CORE + "table.h",
+        "    } else if (NL_UNLIKELY(nl_table_after(t))) {\n        *next = NL_NEXT_MOVED;",
+        "    } else if (0) {\n        *next = NL_NEXT_MOVED;",
+        "a table that has a successor takes no new keys",
+        "tests/c/test_core.py::test_races[2-heirs]",
+    ),
+    Mutant(
+        "others-are-not-told-of-policies",
+        CORE + "shared.h",
+        "        while (!nl_cas32(flags, seen, seen | NL_FLAG_POLICY)) seen = nl_load32(flags);\n",
+        "        (void)seen, (void)flags;\n",
+        "who has the table open learns of the first word on a key",
+        "tests/unit/test_shared_policies.py::test_a_block_holds_for_those_who_knew_of_none",
+    ),
 ]

@@ -129,6 +129,8 @@ def test_reset_and_clear_lift_blocks(clock: ManualClock) -> None:
     limiter.reset("me")
     assert limiter.allow("me")
     assert not limiter.allow("you")
+    assert not limiter.allow("boss")
+    assert not limiter.check("boss")
     limiter.clear()
     assert limiter.allow("you")
     assert [limiter.allow("boss") for _ in range(20)] == [True] * 20
