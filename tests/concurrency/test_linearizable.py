@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
+import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -319,8 +320,10 @@ def test_threads(scene: Scene) -> None:
         lines[line] = actor.rounds(Gate(turns, line), 1, ROUNDS)
 
     run(THREADS, work)
-    # Else nothing was tried: they must have been at it at the same time.
-    assert judge(scene, lines) > 0 or cores() == 1
+    # Else nothing was tried: they must have been at it at the same time. With a GIL a call may be
+    # so short that in one scene none meets another; the processes make up for it.
+    with_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    assert judge(scene, lines) > 0 or with_gil or cores() == 1
     for limiter in limiters:
         verify(limiter)
 
