@@ -3,8 +3,9 @@
 from nanolimit.errors import NanolimitError
 
 
-cdef int ask(Bundle b, object key, object cost, object quota, nl_claim *claims, nl_request *r) except -1:
-    """What the key claims of each table, by the limits that hold for it. quota: those that take their place in this call."""
+cdef int ask(Bundle b, object key, object cost, object quota, nl_claim *claims, nl_request *r, bint timed=False) except -1:
+    """What the key claims of each table, by the limits that hold for it. quota: those that take their place in this call. timed:
+    the clock was read already."""
     cdef nl_fingerprint fp
     cdef Limiter limiter
     cdef uint32_t i
@@ -17,8 +18,9 @@ cdef int ask(Bundle b, object key, object cost, object quota, nl_claim *claims, 
                 (<Limiter>b.limiters[i]).make_room(own[i])
     b.be_ready()
     fingerprint(table_of(b.first), key, &fp)
-    r.now_ns = b.first.now(&r.seconds)
-    b.be_ready()
+    if not timed:
+        r.now_ns = b.first.now(&r.seconds)
+        b.be_ready()
     for i in range(b.n):
         limiter = <Limiter>b.limiters[i]
         if i and b.hashes_each:
@@ -199,23 +201,18 @@ cdef bytearray many_governed(Bundle b, tuple keys, object cost):
     cdef nl_claim claims[NL_QUOTAS_MOST]
     cdef nl_request r
     cdef Py_ssize_t i
-    cdef uint64_t now_ns
-    cdef double seconds
     result = bytearray(len(keys))
+    if not keys:
+        return result
+    b.be_ready()
+    r.now_ns = b.first.now(&r.seconds)
     for i in range(len(keys)):
         try:
-            ask(b, keys[i], cost, None, claims, &r)
+            ask(b, keys[i], cost, None, claims, &r, True)
         except (TypeError, ValueError) as error:
             raise type(error)(f"keys[{i}]: {error}") from None
-        if i == 0:
-            now_ns, seconds = r.now_ns, r.seconds
     for i in range(len(keys)):
-        ask(b, keys[i], cost, None, claims, &r)
-        r.now_ns, r.seconds = now_ns, seconds
-        for number in range(b.n):
-            claims[number].now = nl_rule_now(&claims[number].table.rule, now_ns)
-        if r.governed:
-            r.standing.now = nl_rule_now(&table_of(b.records).rule, now_ns)
+        ask(b, keys[i], cost, None, claims, &r, True)
         result[i] = r.units == 0 or settle_all(b, judge(b, claims, &r, False), keys[i], claims, &r, False) & NL_ALLOWED != 0
     return result
 

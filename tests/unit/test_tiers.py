@@ -60,6 +60,27 @@ def test_a_limit_for_one_call(clock: ManualClock, algorithm: Any) -> None:
     assert limiter.peek("them").remaining == 1
 
 
+def test_a_batch_has_one_time() -> None:
+    asked = []
+
+    def clock() -> float:
+        asked.append(None)
+        return 1_000.0 + len(asked)
+
+    limiter = RateLimiter(FREE, clock=clock)
+    limiter.set_quota("paid", PAID)
+    asked.clear()
+    assert (
+        limiter.allow_many(["me", "paid", "me", "me"] * 2)
+        == [True] * 3 + [False, False, True] + [False] * 2
+    )
+    assert len(asked) == 1
+    assert limiter.allow_many([]) == []
+    with pytest.raises(ValueError, match=r"keys\[1\]: cost must be <= the limit of 2, got 3"):
+        limiter.allow_many(["paid", "me"], 3)
+    assert limiter.peek("paid").remaining == 48
+
+
 def test_of_several_quotas(clock: ManualClock) -> None:
     limiter = RateLimiter("2/second; 5/minute", clock=clock)
     limiter.set_quota("me", "10/minute")
