@@ -149,6 +149,7 @@ NL_ALWAYS_INLINE bool nl_runs_load(const nl_chunks *chunks, const nl_slot *slot,
     if (ring.capacity <= NL_RUNS_HEAD || (head && head != NL_RUNS_PLACE)) return false;
     const uint32_t *place = ring.stamps + head;
     r->root = ring.stamps;
+    r->life = nl_load32_acquire(ring.stamps + NL_RUNS_LIFE); /* first: whose log is read must be known from the first word on */
     r->version = nl_load32_acquire(place + NL_RUNS_VERSION);
     r->newest = nl_load32(place + NL_RUNS_NEWEST);
     r->total = nl_load32(place + NL_RUNS_TOTAL);
@@ -157,7 +158,6 @@ NL_ALWAYS_INLINE bool nl_runs_load(const nl_chunks *chunks, const nl_slot *slot,
     r->count = nl_load32(place + NL_RUNS_COUNT);
     r->flags = r->count & NL_RUNS_FLAGS;
     r->count &= ~NL_RUNS_FLAGS;
-    r->life = nl_load32(ring.stamps + NL_RUNS_LIFE);
     if (r->life & 1) return ring.capacity >= NL_ROOT_WORDS && r->count <= (uint32_t)NL_ROOT_ENTRIES << NL_INDEX_SHIFT;
     r->room = (ring.capacity - NL_RUNS_HEAD) / 2;
     return r->first < r->room && r->count <= r->room;
@@ -443,6 +443,7 @@ static NL_NOINLINE nl_outcome nl_runs_move(const nl_party *us, nl_chunks *chunks
         nl_gate_leave(us);
         return outcome;
     }
+    nl_fence_release(); /* the chunk may have been another log's: whoever still reads that there sees the new life */
     for (uint32_t i = r->expired, above; r->used && i < r->count; i++, to.count++) {
         nl_run run = nl_runs_get(chunks, r, i);
         uint32_t *at = nl_runs_at(chunks, &to, to.count, &above);
