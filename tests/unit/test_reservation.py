@@ -269,6 +269,7 @@ def cancelled_twice(reservation: Reservation, moment: int) -> list[int]:
         return look
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # 3.12 asks for it only when tracing begins
     sys.settrace(look)
     try:
         given.append(reservation.cancel())
