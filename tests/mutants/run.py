@@ -90,7 +90,7 @@ class Tree:
             if done.returncode:
                 raise Broken(f"it does not compile: {done.stderr[-600:]}")
 
-    def test(self, tests: list[str]) -> tuple[bool, str]:
+    def test(self, tests: list[str], seconds: float = TIME_OUT_S) -> tuple[bool, str]:
         """Did they pass? And pytest's last words."""
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
         if not any(entry.name == "nanolimit" for entry in entry_points(group="pytest11")):
@@ -102,7 +102,7 @@ class Tree:
                 env={**os.environ, "PYTHONPATH": str(self.root / "src")},
                 capture_output=True,
                 text=True,
-                timeout=TIME_OUT_S,
+                timeout=seconds,
             )
         except subprocess.TimeoutExpired:
             return False, "hung"
@@ -146,7 +146,7 @@ def try_one(tree: Tree, mutant: Mutant) -> str:
 def check_unmutated(tree: Tree, mutants: list[Mutant]) -> bool:
     tests = sorted({mutant.test for mutant in mutants})
     tree.build()
-    passed, words = tree.test(tests)
+    passed, words = tree.test(tests, TIME_OUT_S * 6)  # all of them, one after the other
     print(f"without a mutant: {len(tests)} tests: {words}", flush=True)
     return passed
 
