@@ -7,6 +7,7 @@ instants are found by asking whether it would fit then.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -15,7 +16,7 @@ from math import ceil, floor
 from reference import Verdict, tick_ns
 
 
-class Meter:
+class Meter(ABC):
     """One quota, any number of keys. Methods take the time, in nanoseconds, as an argument."""
 
     def __init__(self, limit: int, window_ns: int) -> None:
@@ -26,24 +27,25 @@ class Meter:
 
     # What an algorithm says: of a state (or None) at a tick.
 
+    @abstractmethod
     def now(self, state: object, tick: int) -> int:
         """The tick, or if the clock went back, the earliest at which the state can be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def used(self, state: object, tick: int) -> Fraction:
         """Units that count. Never rising while nobody comes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def counted(self, state: object, down: int, up: int, cost: int) -> object:
-        raise NotImplementedError
+        """The state after so many units more, at a time between two ticks or at one."""
 
+    @abstractmethod
     def instants(self, state: object, free: int) -> list[int]:
         """Ticks of which one is the first at which so many units are free."""
-        raise NotImplementedError
 
+    @abstractmethod
     def idle_from(self, state: object) -> int:
         """The tick from which on the state says nothing any more."""
-        raise NotImplementedError
 
     # What follows from it.
 

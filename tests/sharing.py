@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from nanolimit import _core
-from tools import missing
+from tools import impossible, missing
 
 needs_shared = pytest.mark.skipif(
     not getattr(_core, "SHARED", False), reason="this platform has no shared tables"
@@ -106,7 +106,7 @@ def in_namespace(kind: str, code: str, *arguments: object) -> list[str]:
         enter.append("--map-root-user")  # in a user namespace, where that is allowed
     tried = subprocess.run([*enter, *probe[kind]], capture_output=True, text=True, check=False)
     if tried.returncode != 0:
-        pytest.skip(f"a {kind} namespace is not allowed: {tried.stderr.strip()}")
+        impossible(f"a {kind} namespace is not allowed: {tried.stderr.strip()}")
     done = subprocess.run(
         [*enter, sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,

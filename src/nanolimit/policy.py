@@ -93,8 +93,8 @@ class Policies:
             SharedTableError: A shared table has no room for the limit, or the window is another:
                 only a new table can have that (``on_mismatch="replace"``).
 
-        A limit that there is room for is one word. Else the keys move to another table, in small
-        steps and without the GIL, while other threads go on: about a microsecond for each key.
+        A limit that there is room for is one word. Else the keys move to another table, one by one
+        and without the GIL, while other threads go on; the call returns when all have moved.
         """
         engine = self._open()
         quotas = checked_quotas(quota, per)
