@@ -147,7 +147,6 @@ class Limiter:
         make_quota: Callable[[int], Quota] | None = None,
         kin: Limiter | None = None,
         algorithm: str = "sliding-log",
-        max_limit: int = 0,
         max_log: int = 0,
     ) -> Limiter: ...
     open_records: Callable[[], Limiter] | None

@@ -615,9 +615,9 @@ cdef class Limiter:
 
     def __cinit__(self, quota, *, limit, window_ns, str name not None, max_keys, str on_full not None, clock, table=None,
                   path=None, stall_ns=0, str on_stall not None="allow", make_quota=None, str algorithm not None="sliding-log",
-                  Limiter kin=None, max_limit=0, max_log=0):
+                  Limiter kin=None, max_log=0):
         """table: the descriptor of a shared table's file, which says what limit, window_ns, max_keys and algorithm are. kin:
-        whose secret it shares, in a Bundle. max_limit: the largest limit that there is to be room for, if that is above limit."""
+        whose secret it shares, in a Bundle."""
         cdef nl_config config
         cdef bytes secret = os.urandom(16)
         self.quota_now = quota
@@ -632,7 +632,7 @@ cdef class Limiter:
         if t == NULL:
             raise MemoryError()
         if table is None:
-            config.limit = max(limit, max_limit)
+            config.limit = limit
             config.window_ns = window_ns
             config.max_keys = max_keys
             config.on_full = ON_FULL[on_full]
@@ -793,12 +793,13 @@ cdef class Limiter:
     cdef int replace(self, unsigned int limit, unsigned long long window_ns, unsigned int most, object quota,
                      object make_quota) except -1:
         """Has another private table take this one's keys (core/successor.h). The caller holds the lock `updating`."""
-        cdef nl_table *old = table_of(self)
+        cdef nl_table *old
         cdef nl_table *new
         cdef nl_config config
         cdef double seconds
         cdef uint64_t now_ns = self.now(&seconds)
         self.be_ready()
+        old = table_of(self)  # not earlier: the clock is somebody's Python
         config.limit = max(most, nl_rule_most(&old.rule))  # its logs must fit
         if file_algorithm(old) == 0:
             config.limit = nl_limit_rounded(config.limit)  # what costs no more: the next change needs no table
