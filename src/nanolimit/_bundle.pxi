@@ -301,6 +301,9 @@ cdef class Bundle:
     def __reduce__(self):
         raise TypeError("cannot pickle a limiter: make one in each process")
 
+    def place(self, key):
+        return self.first.place(key)
+
     def _fingerprint(self, key):
         return self.first._fingerprint(key)
 

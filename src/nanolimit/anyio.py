@@ -35,6 +35,13 @@ class AnyWaiter(Waiter):
     def rouse(self) -> None:
         self.event.set()
 
+    async def stand(self) -> None:
+        """Stand in line until it is over. (Not where it is called: see `Waits._rouse`.)"""
+        while not self.look():
+            self.event = Event()
+            with move_on_after(inf if self.pause_s is None else self.pause_s):
+                await self.event.wait()
+
     def wake(self) -> bool:
         self.awake = True
         try:
@@ -54,10 +61,7 @@ async def wait(
     waiter.event = Event()
     try:
         waits.enter(waiter)
-        while not waiter.look():
-            waiter.event = Event()
-            with move_on_after(inf if waiter.pause_s is None else waiter.pause_s):
-                await waiter.event.wait()
+        await waiter.stand()
         return waiter.decision, waiter.granted
     finally:
         # To trio's tasks it says nothing of the loop it runs in: the next one is woken, and looks.

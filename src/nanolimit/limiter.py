@@ -942,7 +942,7 @@ class _Closed:
 
     allow = check = peek = allow_many = reset = clear = evict = stats = give_back = _refuse
     count = governing = _refuse
-    __len__ = __contains__ = _verify = _fingerprint = _refuse
+    __len__ = __contains__ = place = _verify = _fingerprint = _refuse
 
     def close(self) -> None:
         """Nothing is left to close."""

@@ -74,7 +74,7 @@ class Waits:
 
     clock: ManualClock | None  # one that says when it moves: nobody needs a timer then
     closed: bool
-    lines: dict[int, Line | Waiter]
+    lines: dict[bytes, Line | Waiter]
     lock: threading.RLock
 
     def __init__(self, clock: object) -> None:
@@ -87,12 +87,12 @@ class Waits:
         """Stand behind all who wait for the same key."""
         place = waiter.place
         if self.clock is None and self.lines.setdefault(place, waiter) is waiter:
-            waiter.first = True  # to come first is a single step: it needs no lock
+            waiter.first = True  # to come first is a single step of a dict: it needs no lock
             return
         with self.lock:
-            line = self.lines.get(place)
-            if line is None:
-                self.lines[place] = waiter
+            # Others come first without the lock.
+            line = self.lines.setdefault(place, waiter)
+            if line is waiter:
                 if self.clock is None:
                     waiter.first = True
                 else:
@@ -113,19 +113,21 @@ class Waits:
         place = waiter.place
         with self.lock:
             line = self.lines.get(place)
+            rest: Line | None = None  # who waited alone leaves nobody behind
             if line is not waiter:
                 if not isinstance(line, OrderedDict):
                     return
-                was_first = again or next(iter(line), None) is waiter
-                line.pop(waiter, None)
-                if line and not was_first:
+                rest = line
+                was_first = again or next(iter(rest), None) is waiter
+                rest.pop(waiter, None)
+                if rest and not was_first:
                     return
-            if line is waiter or not isinstance(line, OrderedDict) or not line:
+            if not rest:
                 del self.lines[place]
                 if self.clock is not None and not self.lines:
                     self.clock._unwatch(self)
                 return
-        self.promote(line, running())
+        self.promote(rest, running())
 
     def promote(self, line: Line, near: object) -> None:
         """Do for the first of a line what it needs, unless it is about to look by itself.
@@ -162,16 +164,10 @@ class Waits:
                     return
                 room = max(room, decision.remaining)
             with self.lock:
-                for waiter in tuple(islice(line, room)):
-                    if waiter.loop is not near or waiter.cost > room:
-                        break
-                    room -= waiter.cost
-                    if not waiter.awake:
-                        waiter.awake = True
-                        waiter.rouse()
+                self._rouse(line, near, room)
             return
 
-    def is_awaited(self, place: int) -> bool:
+    def is_awaited(self, place: bytes) -> bool:
         """Say whether somebody waits for that key."""
         return bool(self.lines.get(place))
 
@@ -181,26 +177,47 @@ class Waits:
             clock = self.clock
             if clock is None:
                 return
-            now_ns = clock.now_ns()
-            for line in self._lines():
-                first = line[0]
-                for waiter in line:
-                    over_ns = waiter.over_ns
-                    if waiter is first or (over_ns is not None and over_ns <= now_ns):
-                        self._wake(waiter)
+            self._wake_due(clock.now_ns())
 
     def close(self) -> None:
         """Wake all: the limiter is closed, and each of them is told so."""
         with self.lock:
             self.closed = True
-            for line in self._lines():
-                for waiter in line:
-                    # Even who is awake: it may have looked before the limiter was closed.
-                    if not waiter.wake():
-                        self.leave(waiter)
+            self._wake_all()
+
+    # Each of the following runs with the lock held. They stand apart because a signal handler may
+    # raise at the backward jump of a loop, which from 3.12 on CPython leaves out of the `with` or
+    # `try` around it: the lock would be held for ever. What a call raises is always seen.
+
+    def _rouse(self, line: Line, near: object, room: int) -> None:
+        for waiter in tuple(islice(line, room)):
+            if waiter.loop is not near or waiter.cost > room:
+                return
+            room -= waiter.cost
+            if not waiter.awake:
+                waiter.awake = True
+                waiter.rouse()
+
+    def _wake_due(self, now_ns: int) -> None:
+        for line in self._lines():
+            first = line[0]
+            for waiter in line:
+                over_ns = waiter.over_ns
+                if waiter is first or (over_ns is not None and over_ns <= now_ns):
+                    self._wake(waiter)
+
+    def _wake_all(self) -> None:
+        for line in self._lines():
+            for waiter in line:
+                # Even who is awake: it may have looked before the limiter was closed.
+                if not waiter.wake():
+                    self.leave(waiter)
+
+    def _of(self, loop: object) -> list[Waiter]:
+        return [waiter for line in self._lines() for waiter in line if waiter.loop is loop]
 
     def _lines(self) -> list[tuple[Waiter, ...]]:
-        """Copy all lines. The lock is held."""
+        """Copy all lines."""
         lines = list(self.lines.values())
         return [tuple(line) if isinstance(line, OrderedDict) else (line,) for line in lines if line]
 
@@ -211,7 +228,7 @@ class Waits:
     def forget(self, loop: object) -> None:
         """Take the waiters of a loop out, which is closed."""
         with self.lock:
-            gone = [waiter for line in self._lines() for waiter in line if waiter.loop is loop]
+            gone = self._of(loop)
         for waiter in gone:
             self.leave(waiter)
 
@@ -259,7 +276,7 @@ def at_once(limiter: RateLimiter, key: Key, cost: int, decision: Decision) -> tu
     if cost == 0:
         return decision, True
     waits = limiter._waits
-    if waits is not None and waits.lines and waits.is_awaited(limiter._engine._fingerprint(key)):
+    if waits is not None and waits.lines and waits.is_awaited(limiter._engine.place(key)):
         return decision, False
     decision = limiter.check(key, cost)
     return decision, decision.allowed
@@ -279,7 +296,7 @@ class Waiter(ABC):
     limiter: RateLimiter
     key: Key
     cost: int
-    place: int
+    place: bytes
     waits: Waits
     awake: bool  # its turn is coming by itself: it need not be woken
     first: bool  # it stands first, for certain
@@ -307,7 +324,7 @@ class Waiter(ABC):
         self.limiter = limiter
         self.key = key
         self.cost = index(cost)
-        self.place = limiter._engine._fingerprint(key)
+        self.place = limiter._engine.place(key)
         self.waits = waits = limiter._waits or waits_of(limiter)
         clock = waits.clock
         self.awake = self.first = self.granted = False

@@ -27,6 +27,11 @@ class ThreadWaiter(Waiter):
 
     gate: threading.Lock
 
+    def stand(self) -> None:
+        """Stand in line until it is over. (Not where it is called: see `Waits._rouse`.)"""
+        while not self.look():
+            self.sleep()
+
     def sleep(self) -> None:
         """Sleep until woken, or for `pause_s`. A signal handler runs meanwhile, and may raise."""
         if self.pause_s is None:
@@ -58,8 +63,7 @@ def wait(
     waiter.gate.acquire()
     try:
         waits.enter(waiter)
-        while not waiter.look():
-            waiter.sleep()
+        waiter.stand()
         return waiter.decision, waiter.granted
     finally:
         try:

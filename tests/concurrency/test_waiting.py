@@ -228,12 +228,20 @@ def test_a_storm_of_signals() -> None:
             raise Interrupted
 
     limiter = RateLimiter(1, per=0.0005)
+    limiter.acquire("user")  # an import that is interrupted can lock up: CPython's own lock
     dice = random.Random(1)
     before = signal.signal(signal.SIGALRM, interrupt)
     stop = threading.Event()
 
     def others() -> None:
         while not stop.is_set():
+            limiter.acquire("user", timeout=0.01)
+
+    def until_interrupted() -> None:  # no loop in a `try` of its own: see test_loops.py
+        nonlocal armed
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-6, 1e-3))
+        while armed:
             limiter.acquire("user", timeout=0.01)
 
     crew = [threading.Thread(target=others) for _ in range(2)]
