@@ -161,6 +161,28 @@ def command_faults(name: str, text: str, modules: set[str]) -> Iterator[str]:
             yield f"{name} imports {module}, which the extra does not bring"
 
 
+# A module of integrations/ or compat/ may import what it is named after, or what stands here.
+DROP_INS = ("integrations", "compat")
+NAMED_OTHERWISE = {
+    "drf": {"django", "rest_framework"},
+    "fastapi": {"fastapi", "starlette"},
+    "grpc": {"grpc", "google"},
+}
+
+
+def drop_in_faults(package: str, name: str, text: str, modules: set[str]) -> Iterator[str]:
+    """What a module of integrations/ or compat/ imports that it must not."""
+    for module, typing_only in imports(text):
+        top, _, rest = module.partition(".")
+        if top == "nanolimit":
+            part = rest.partition(".")[0]
+            if part and part not in modules | {package} and module not in FUNCTIONS:
+                yield f"{name} imports {module}: drop-ins stand on the facade"
+        elif top not in sys.stdlib_module_names | NAMED_OTHERWISE.get(name, {name}):
+            if not (typing_only and top == "typing_extensions"):
+                yield f"{name} imports {module}, which it is not named after"
+
+
 @pytest.fixture(scope="module")
 def headers(installed: Path) -> dict[str, str]:
     """The headers as they are installed, by name."""
@@ -209,6 +231,34 @@ def test_the_command_line_stands_on_the_facade(installed: Path) -> None:
         fault for name, text in texts.items() for fault in command_faults(name, text, modules)
     ]
     assert faults == []
+
+
+@pytest.mark.parametrize("package", DROP_INS)
+def test_drop_ins_import_what_they_are_named_after(installed: Path, package: str) -> None:
+    modules = set(facade_modules(installed))
+    texts = {path.stem: path.read_text("utf-8") for path in (installed / package).glob("*.py")}
+    assert len(texts) > 1
+    faults = [
+        fault
+        for name, text in texts.items()
+        for fault in drop_in_faults(package, name, text, modules)
+    ]
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import django",
+        "from nanolimit import _core\nfrom nanolimit.cli import main",
+        "import fastapi",
+        "from nanolimit.compat import limits",
+        "if TYPE_CHECKING:\n    import werkzeug",
+    ],
+)
+def test_a_breach_in_a_drop_in_is_found(text: str) -> None:
+    assert list(drop_in_faults("integrations", "flask", text, {"limiter", "quota"}))
+    assert not list(drop_in_faults("integrations", "flask", "import flask", {"limiter"}))
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def prefers_text(accept: str) -> bool:
 
     A header that can't be read asks for nothing.
     """
-    if "text/" not in accept:
+    if "text/" not in accept.lower():
         return False
     best = {"text": 0.0, "json": 0.0}
     # The most specific range counts: a type over type/*, that over */*.
