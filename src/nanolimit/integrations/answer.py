@@ -58,6 +58,19 @@ def retry_after(decision: Decision) -> int:
     return max(1, whole_seconds(decision.retry_after))
 
 
+_NAMES = {
+    name.lower().encode(): name
+    for name in (
+        "Retry-After",
+        "RateLimit",
+        "RateLimit-Policy",
+        "X-RateLimit-Limit",
+        "X-RateLimit-Remaining",
+        "X-RateLimit-Reset",
+    )
+}
+
+
 class Body(NamedTuple):
     """The body of an answer, and its media type."""
 
@@ -78,7 +91,7 @@ class Announcement:
         ValueError: There is no such kind of headers.
     """
 
-    __slots__ = ("_draft", "_name", "_policies", "_said", "_x", "limiter")
+    __slots__ = ("_draft", "_last", "_name", "_said", "_x", "limiter", "silent")
 
     def __init__(
         self, limiter: RateLimiter, headers: Kind | None = "draft", name: str | None = None
@@ -90,14 +103,12 @@ class Announcement:
         self._name = name
         self._draft = headers in ("draft", "both")
         self._x = headers in ("x", "both")
+        self.silent = headers is None  # on allowed answers
         # By the limiter's quotas and the binding one: the first part of `RateLimit`, and the whole
         # `RateLimit-Policy`.
         self._said: dict[tuple[tuple[Quota, ...], Quota], tuple[str, str, str]] = {}
-
-    @property
-    def silent(self) -> bool:
-        """Whether it tells nothing on allowed answers."""
-        return not (self._draft or self._x)
+        # What was said last: most answers say it again.
+        self._last: tuple[Quota, tuple[Quota, ...], bytes, tuple[bytes, bytes]] | None = None
 
     def policy(self, quota: Quota) -> str:
         """Return the name of a quota's policy."""
@@ -128,28 +139,34 @@ class Announcement:
 
     def fields(self, decision: Decision) -> list[tuple[str, str]]:
         """Return the header fields of an answer, with Retry-After if it was denied."""
-        fields: list[tuple[str, str]] = []
+        return [(_NAMES[name], value.decode()) for name, value in self.raw(decision)]
+
+    def raw(self, decision: Decision) -> list[tuple[bytes, bytes]]:
+        """Return the same as ASGI has them: bytes, names in lower case."""
+        fields: list[tuple[bytes, bytes]] = []
+        binding = decision.quota
         if decision.allowed:
             # A stamp that was rounded up to its tick would make a minute 61 s.
-            window_s = -(-decision.quota.window_ns // NS_PER_SECOND)
-            reset_s = min(whole_seconds(decision.reset_after), window_s)
+            window_s = -(-binding.window_ns // NS_PER_SECOND)
+            reset_s = min(math.ceil(decision.reset_after), window_s)
         else:
             # Both tell of the same moment, as the draft asks for.
             reset_s = retry_after(decision)
-            fields.append(("Retry-After", str(reset_s)))
+            fields.append((b"retry-after", b"%d" % reset_s))
         if self._draft:
-            _, name, policies = self._policy(self.limiter.quotas, decision.quota)
-            fields.append(("RateLimit-Policy", policies))
-            fields.append(("RateLimit", f"{name};r={decision.remaining};t={reset_s}"))
+            quotas = self.limiter.quotas
+            last = self._last
+            if last is None or last[0] is not binding or last[1] != quotas:
+                _, name, policies = self._policy(quotas, binding)
+                last = binding, quotas, name.encode(), (b"ratelimit-policy", policies.encode())
+                self._last = last
+            fields.append(last[3])
+            fields.append((b"ratelimit", b"%b;r=%d;t=%d" % (last[2], decision.remaining, reset_s)))
         if self._x:
-            fields.append(("X-RateLimit-Limit", str(decision.limit)))
-            fields.append(("X-RateLimit-Remaining", str(decision.remaining)))
-            fields.append(("X-RateLimit-Reset", str(math.ceil(time.time() + reset_s))))
+            fields.append((b"x-ratelimit-limit", b"%d" % decision.limit))
+            fields.append((b"x-ratelimit-remaining", b"%d" % decision.remaining))
+            fields.append((b"x-ratelimit-reset", b"%d" % math.ceil(time.time() + reset_s)))
         return fields
-
-    def raw(self, decision: Decision) -> list[tuple[bytes, bytes]]:
-        """Return the header fields as ASGI has them: bytes, names in lower case."""
-        return [(name.lower().encode(), value.encode()) for name, value in self.fields(decision)]
 
     def body(self, decision: Decision, accept: str = "") -> Body:
         """Return the body of a 429, in the form that the client's Accept header prefers."""
