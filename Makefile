@@ -91,6 +91,7 @@ bench: $(MADE)/package $(MADE)/group-bench ## the benchmarks, peers side by side
 	$(PY) benchmarks/pause.py
 	$(PY) benchmarks/shared.py
 	$(PY) benchmarks/waiting.py
+	$(PY) benchmarks/web.py
 
 # --- for those who change it ------------------------------------------------------------------------------------------
 
