@@ -91,6 +91,20 @@ def test_a_quota_of_a_key_stands_in_its_place() -> None:
     assert fields == {"RateLimit-Policy": '"api";q=4;w=60', "RateLimit": '"api";r=3;t=60'}
 
 
+def test_what_it_said_last_is_not_said_of_others() -> None:
+    limiter = RateLimiter("1/minute", name="api")
+    announcement = Announcement(limiter)
+
+    def policies(decision: Decision) -> str:
+        return dict(announcement.fields(decision))["RateLimit-Policy"]
+
+    assert policies(limiter.check("me")) == '"api";q=1;w=60'
+    assert policies(limiter.check("you", quota=Quota(9, per=60))) == '"api";q=9;w=60'
+    assert policies(limiter.check("me")) == '"api";q=1;w=60'
+    limiter.update("4/minute")
+    assert policies(limiter.check("me")) == '"api";q=4;w=60'
+
+
 @pytest.mark.parametrize(
     ("per", "window"), [(0.5, ""), (1.5, ""), (1, ";w=1"), (604_800, ";w=604800")]
 )

@@ -178,7 +178,7 @@ class _ClientIP:
         if hop < self._hops:
             return True
         if address is None:
-            return self._unix and hop == 0
+            return self._unix  # only the peer itself: what proxies write has an address
         return any(address in network for network in self._networks)
 
     def _key(self, address: IPv4Address | IPv6Address | None, host: str) -> str:
