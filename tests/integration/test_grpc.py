@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -944,9 +945,8 @@ def test_clients_come_again_when_they_are_told(way: Way, kind: str) -> None:
     limiter = RateLimiter("1 per 0.2s")
     with way.serve(way.generic(), interceptors=[way.interceptor(limiter)]) as target:
         with Client(target, retry_policy("RESOURCE_EXHAUSTED")) as client:
-            # The second comes too early, however slow all is: unless it waits, it is denied.
-            deadline = 20
-            for _ in range(deadline):
+            # One of them comes too early, unless this machine is very slow.
+            for _ in range(200):
                 assert client.ask(kind).answer == "ONE TWO"
                 if limiter.stats().denied:
                     break
@@ -1136,7 +1136,7 @@ def test_processes_that_share_a_port_and_a_table(kind: str, tables: Path) -> Non
             assert process.stdin is not None
             process.stdin.close()
             assert process.wait(TIMEOUT_S) == 0
-    # Those who are killed in the middle of it leave their counts behind, like all who go.
+    # They are gone, and what they counted is there.
     with RateLimiter("200/hour", shared="calls") as limiter:
         assert not limiter.allow("127.0.0.1")
 
@@ -1271,13 +1271,54 @@ def test_the_limiter_that_was_made() -> None:
 # The example
 
 
-def test_the_example() -> None:
-    if not EXAMPLE.is_file():
-        pytest.skip("the examples are not at hand: only the tests were copied here")
+needs_example = pytest.mark.skipif(
+    not EXAMPLE.is_file(), reason="the examples are not at hand: only the tests were copied here"
+)
+
+
+@needs_example
+def test_the_demo_of_the_example() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLE), "--demo"],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "NANOLIMIT_DIR": ""},
+        capture_output=True, text=True, timeout=TIMEOUT_S,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("Hello") >= 3
-    assert "RESOURCE_EXHAUSTED" in done.stdout
+    hello, again, third, denied, patient = done.stdout.splitlines()
+    assert hello.startswith("Hello, you ")
+    assert again.startswith("Hello, you ")
+    assert third.startswith("Hello, you ")
+    assert denied.startswith("RESOURCE_EXHAUSTED rate limit of 3 per 1 s exceeded, retry after ")
+    assert patient == "Hello, patient one"
+
+
+@needs_example
+def test_the_example_serves(tables: Path) -> None:
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{holder.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, str(EXAMPLE)],
+            env={**os.environ, "LIMIT": "2/hour", "TABLE": "example", "ADDRESS": address},
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline().startswith("2 per 3600 s on port ")
+                with Client(address) as client:
+
+                    def codes(method: str, number: int, key: str) -> list[Any]:
+                        sent = [("x-api-key", key)] if key else []
+                        kind = "StreamStream" if method == "Chat" else "UnaryUnary"
+                        return [
+                            client.ask(method, service="example.Greeter", kind=kind, sent=sent).code
+                            for _ in range(number)
+                        ]
+
+                    assert codes("Greet", 3, "") == [OK, OK, EXHAUSTED]
+                    assert codes("Greet", 3, "key") == [OK, OK, EXHAUSTED]
+                    assert codes("Chat", 11, "") == [OK] * 10 + [EXHAUSTED]
+            finally:
+                process.send_signal(signal.SIGINT)
+            assert process.wait(TIMEOUT_S) == 0
