@@ -116,7 +116,7 @@ class RateLimitMiddleware:
         kind = scope["type"]
         if kind == "http":
             method = scope["method"]
-            if method == "OPTIONS" and _is_preflight(scope):
+            if method == "OPTIONS" and is_preflight(scope):
                 return await self.app(scope, receive, send)
         elif kind == "websocket":
             method = "GET"
@@ -128,8 +128,8 @@ class RateLimitMiddleware:
         try:
             decision = await gate.decided(scope) if gate.waits else gate.decide(scope)
         except Refused as refused:
-            body = refusal(refused.status, refused.detail, _accept(scope))
-            return await _answer(scope, receive, send, refused.status, body, [])
+            body = refusal(refused.status, refused.detail, accept_of(scope))
+            return await respond(scope, receive, send, refused.status, body, [])
         if decision is None:
             return await self.app(scope, receive, send)
         scope.setdefault("state", {})["ratelimit"] = decision
@@ -149,8 +149,8 @@ class RateLimitMiddleware:
                 answer = await answer
             if answer is not None:
                 return await answer(scope, receive, announced(send, fields))  # type: ignore[no-any-return]
-        body = gate.announcement.body(decision, _accept(scope))
-        return await _answer(scope, receive, send, 429, body, fields)
+        body = gate.announcement.body(decision, accept_of(scope))
+        return await respond(scope, receive, send, 429, body, fields)
 
 
 def announced(send: Send, fields: list[tuple[bytes, bytes]]) -> Send:
@@ -163,7 +163,7 @@ def announced(send: Send, fields: list[tuple[bytes, bytes]]) -> Send:
         if message["type"] in _STARTS:
             headers = list(message.get("headers", ()))
             # The draft's fields are lists, and may be said again for another policy.
-            said = {name.lower() for name, _ in headers if name.lower() in _ONCE}
+            said = {name.lower() for name, _ in headers if name.lower() in ONCE}
             headers += fields if not said else [field for field in fields if field[0] not in said]
             message = {**message, "headers": headers}
         await send(message)
@@ -171,7 +171,7 @@ def announced(send: Send, fields: list[tuple[bytes, bytes]]) -> Send:
     return announcing
 
 
-_ONCE = frozenset(
+ONCE = frozenset(
     (b"retry-after", b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset")
 )
 
@@ -185,18 +185,20 @@ def _path(scope: Scope) -> str:
     return path
 
 
-def _is_preflight(scope: Scope) -> bool:
+def is_preflight(scope: Scope) -> bool:
+    """Say whether an OPTIONS request is a preflight of CORS."""
     names = {name.lower() for name, _ in scope["headers"]}
     return b"origin" in names and b"access-control-request-method" in names
 
 
-def _accept(scope: Scope) -> str:
+def accept_of(scope: Scope) -> str:
+    """Return what a client accepts, '' if it does not say."""
     return ",".join(
         value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"accept"
     )
 
 
-async def _answer(
+async def respond(
     scope: Scope,
     receive: Receive,
     send: Send,
