@@ -1,3 +1,4 @@
+# ruff: noqa: E402 - settings come before what reads them
 """The Django project of the tests: settings, a login without a database, and views.
 
 Django's settings are one for a process: everything of Django that these tests need stands here.

@@ -1,6 +1,10 @@
-"""Django: the middleware and the decorator, in synchronous and asynchronous stacks; real servers."""
+"""Django: middleware and decorator, in synchronous and asynchronous stacks; real servers."""
 
 from __future__ import annotations
+
+import django_project  # first: it configures Django
+
+# isort: split
 
 import asyncio
 import json
@@ -19,7 +23,6 @@ from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 
-import django_project
 from django_project import AUTHENTICATION, LIMITING, Backend, ahello, hello, login_cookie
 from nanolimit import ManualClock, RateLimiter
 from nanolimit.integrations.django import (
