@@ -50,7 +50,7 @@ __all__ = [
 
 _log = logging.getLogger("nanolimit")
 
-_TIMER = throttling.SimpleRateThrottle.timer
+_TIMER = vars(throttling.SimpleRateThrottle)["timer"]
 _RATES = throttling.SimpleRateThrottle.THROTTLE_RATES
 _MOST_LIMITERS = 1_000
 _MOST_QUOTAS = 10_000
@@ -89,6 +89,14 @@ class SimpleRateThrottle(throttling.SimpleRateThrottle):  # type: ignore[misc]
     decision: Decision | None = None
     THROTTLE_RATES = _Rates()
 
+    # What DRF's own class and its subclasses set.
+    timer: Any
+    rate: Any
+    num_requests: Any
+    duration: Any
+    key: Any
+    now: Any
+
     _history: list[float] | None = None
     _limiter: RateLimiter | None = None
     _quota: Quota
@@ -125,7 +133,7 @@ class SimpleRateThrottle(throttling.SimpleRateThrottle):  # type: ignore[misc]
         self.decision = None
         if isinstance(self.num_requests, int) and self.num_requests <= 0:
             self._history = []
-            return self._of(self.throttle_failure())
+            return bool(self.throttle_failure())
         self._quota = _quota(self.num_requests, self.duration)
         told = self.timer is not _TIMER
         testing = hasattr(mail, "outbox")
@@ -139,17 +147,17 @@ class SimpleRateThrottle(throttling.SimpleRateThrottle):  # type: ignore[misc]
         self._confirmed = self._refunded = False
         self.decision = self._check()
         if not self.decision.allowed:
-            return self._of(self.throttle_failure())
-        allowed = self._of(self.throttle_success())
+            return bool(self.throttle_failure())
+        allowed = bool(self.throttle_success())
         if not self._confirmed:  # a subclass has decided against it, as it may in DRF
             self._limiter.refund(str(self.key))
             self._refunded = True
         return allowed
 
-    def throttle_success(self) -> bool:
+    def throttle_success(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Keep the request counted. A subclass that doesn't call this has it not counted."""
         if self.decision is None or self._limiter is None:
-            return self._of(super().throttle_success())  # of an allow_request of one's own
+            return bool(super().throttle_success())  # of an allow_request of one's own
         if self._refunded:
             self._refunded = False
             self.decision = self._check()
@@ -161,8 +169,10 @@ class SimpleRateThrottle(throttling.SimpleRateThrottle):  # type: ignore[misc]
         """Return the seconds until the request would fit, exactly."""
         decision = self.decision
         if decision is not None and not decision.allowed:
+            if decision.blocked:
+                return decision.retry_after
             # (a stamp is rounded up to its tick, which must not make a minute 61 s)
-            return min(decision.retry_after, float(self.duration))
+            return min(decision.retry_after, decision.quota.per)
         return super().wait()  # type: ignore[no-any-return]
 
     @property
@@ -195,10 +205,6 @@ class SimpleRateThrottle(throttling.SimpleRateThrottle):  # type: ignore[misc]
     def _check(self) -> Decision:
         _told.now = self.now
         return self._limiter.check(str(self.key), quota=self._quota)  # type: ignore[union-attr]
-
-    @staticmethod
-    def _of(answer: Any) -> bool:
-        return answer  # type: ignore[no-any-return]
 
 
 class AnonRateThrottle(SimpleRateThrottle, throttling.AnonRateThrottle):  # type: ignore[misc]
