@@ -35,11 +35,11 @@ def check(record: Record) -> None:
     assert false_denial(record.denied, possible, LIMIT, WINDOW_NS) is None
 
 
-def check_windows(server: Server) -> None:
+def check_windows(server: Server, names: list[str] = USERS) -> None:
     """Exactly the limit in each window, laid end to end, and every worker had a part in it."""
     for attempt in range(_ATTEMPTS):
         # Other users each time: what the ones before have used would count in their first window.
-        users = [f"{user}-{attempt}" for user in USERS]
+        users = [f"{user}-{attempt}" for user in names]
         records = Load(server.port, users, _WINDOWS * WINDOW_S + 0.6).run().values()
         for record in records:
             check(record)

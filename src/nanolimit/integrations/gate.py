@@ -17,7 +17,7 @@ from nanolimit.integrations.rule import Rule, limiter_of
 from nanolimit.quota import whole_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Literal
 
     from nanolimit._core import Decision
@@ -105,6 +105,11 @@ class Gate:
             return None
 
     @property
+    def key(self) -> Any:
+        """The key function."""
+        return self._key
+
+    @property
     def waits(self) -> bool:
         """Whether the key function is a coroutine function."""
         return self._waits
@@ -170,6 +175,12 @@ class Gates:
             self._rules.append((rule, gate))
         if limiter is None and not self._rules:
             raise TypeError("limiter may be None only where there are rules: nothing is limited")
+
+    def __iter__(self) -> Iterator[Gate]:
+        """Walk over them all."""
+        yield from (gate for _, gate in self._rules if gate is not None)
+        if self._default is not None:
+            yield self._default
 
     def find(self, method: str, path: str) -> Gate | None:
         """Return the gate of the first rule that fits, or the one for the rest. None: no limit."""

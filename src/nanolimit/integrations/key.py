@@ -356,6 +356,13 @@ def combine(*keys: KeyFunction) -> KeyFunction:
     return _Combined(keys)
 
 
+def asks_user(key: Any) -> bool:
+    """Say whether a key function looks for the user, who may have to be awaited."""
+    if isinstance(key, _Combined):
+        return any(map(asks_user, key._keys))
+    return isinstance(key, _User) or (isinstance(key, _Header) and asks_user(key._missing))
+
+
 def _callable(parameter: str, value: Any) -> Any:
     if not callable(value):
         raise TypeError(
