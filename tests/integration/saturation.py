@@ -37,6 +37,7 @@ def check(record: Record) -> None:
 
 def check_windows(server: Server, names: list[str] = USERS) -> None:
     """Exactly the limit in each window, laid end to end, and every worker had a part in it."""
+    counts: list[list[int]] = []
     for attempt in range(_ATTEMPTS):
         # Other users each time: what the ones before have used would count in their first window.
         users = [f"{user}-{attempt}" for user in names]
@@ -45,11 +46,13 @@ def check_windows(server: Server, names: list[str] = USERS) -> None:
             check(record)
             assert record.unanswered == []
         if max(_longest_pause_ns(record) for record in records) < _PAUSE_NS:
-            for record in records:
-                assert tiles(record.allowed, WINDOW_NS, record.end_ns) == [LIMIT] * _WINDOWS
-                assert len(record.pids) == WORKERS
-            return
-    pytest.fail(f"this machine is too busy: it paused for {_PAUSE_NS / 1e9:g} s each time")
+            # Where one window ends and the next begins is blurred by how long an answer took; that
+            # none has one too many is certain by now.
+            counts = [tiles(record.allowed, WINDOW_NS, record.end_ns) for record in records]
+            if all(count == [LIMIT] * _WINDOWS for count in counts):
+                assert all(len(record.pids) == WORKERS for record in records)
+                return
+    pytest.fail(f"paused for {_PAUSE_NS / 1e9:g} s each time, or windows of {counts}")
 
 
 def _longest_pause_ns(record: Record) -> int:

@@ -164,9 +164,12 @@ def command_faults(name: str, text: str, modules: set[str]) -> Iterator[str]:
 # A module of integrations/ or compat/ may import what it is named after, or what stands here.
 DROP_INS = ("integrations", "compat")
 NAMED_OTHERWISE = {
+    "django": {"django", "asgiref"},
     "drf": {"django", "rest_framework"},
     "fastapi": {"fastapi", "starlette"},
-    "grpc": {"grpc", "google"},
+    "flask": {"flask", "werkzeug"},
+    "googleapis": {"google"},
+    "grpc": {"grpc"},
 }
 
 
@@ -254,7 +257,7 @@ def test_drop_ins_import_what_they_are_named_after(installed: Path, package: str
         "from nanolimit.cli import main",
         "import fastapi",
         "from nanolimit.compat import limits",
-        "if TYPE_CHECKING:\n    import werkzeug",
+        "if TYPE_CHECKING:\n    import starlette",
     ],
 )
 def test_a_breach_in_a_drop_in_is_found(text: str) -> None:
