@@ -1,0 +1,3 @@
+"""What nanolimit drops into: frameworks, servers and HTTP clients, a module for each."""
+
+from __future__ import annotations
