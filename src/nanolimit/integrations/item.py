@@ -28,7 +28,7 @@ _BARE = r"""(?:
 )"""
 _ITEM = re.compile(_BARE, re.X)
 _PARAMETER = re.compile(rf"; [ ]* (?P<key> [a-z*][a-z0-9_\-.*]* ) (?P<valued> = {_BARE} )?", re.X)
-_COMMA = re.compile(r"[ \t]*,[ \t]*")
+_BETWEEN = re.compile(r"[ \t]*(?:(?P<comma>,)[ \t]*)?")
 _ESCAPED = re.compile(r'\\(["\\])')
 
 
@@ -53,7 +53,7 @@ def read_items(field: str) -> list[Item] | None:
     """
     if len(field) > LONGEST:
         return None
-    text = field.strip(" ")
+    text = field.lstrip(" ")
     items: list[Item] = []
     position = 0
     while position < len(text):
@@ -66,12 +66,14 @@ def read_items(field: str) -> list[Item] | None:
             parameters[parameter["key"]] = _value(parameter) if parameter["valued"] else None
             position = parameter.end()
         items.append(Item(_value(bare), parameters))
-        if position == len(text):
-            break
-        comma = _COMMA.match(text, position)
-        if comma is None or comma.end() == len(text):
+        # Tabs may stand here, and not before all.
+        between = _BETWEEN.match(text, position)
+        if between is None:
             return None
-        position = comma.end()
+        position = between.end()
+        # A comma, or the end, and not both.
+        if (between["comma"] is None) != (position == len(text)):
+            return None
     return items
 
 

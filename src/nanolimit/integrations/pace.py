@@ -12,7 +12,7 @@ import os
 import threading
 from http import HTTPStatus
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
@@ -92,7 +92,7 @@ class Pacer:
     )  # fmt: skip
 
     limiter: RateLimiter
-    key: Any
+    key: Callable[[Any], Key]
     timeout: float | timedelta | None
     retries: int
     max_wait_s: float | None
@@ -121,14 +121,14 @@ class Pacer:
         self.methods = _checked_methods(methods)
         self.obey = obey
         self.limiter = _limiter_of(limiter)
-        self.key = _checked_key(key, self.limiter)
+        self.key = _key_of(key, self.limiter)
         self._arguments = (
             limiter, key, timeout, self.retries, max_wait, self.statuses, self.methods, obey
         )  # fmt: skip
 
     def call(self, request: Any, method: str, replayable: bool) -> Call:
         """Begin a call. `replayable` says whether its body can be sent again."""
-        key = self.key(request) if callable(self.key) else self.key
+        key = self.key(request)
         again = self.retries if replayable and method.upper() in self.methods else 0
         return Call(self, key, again)
 
@@ -229,10 +229,11 @@ def _limiter_of(limiter: object) -> RateLimiter:
     )
 
 
-def _checked_key(key: Any, limiter: RateLimiter) -> Any:
-    if not callable(key):
-        limiter.peek(key)  # raises, if it is none
-    return key
+def _key_of(key: Any, limiter: RateLimiter) -> Callable[[Any], Key]:
+    if callable(key):
+        return cast("Callable[[Any], Key]", key)
+    limiter.peek(key)  # raises, if it is none
+    return lambda request: key
 
 
 def _checked_retries(retries: object, obey: bool) -> int:
