@@ -217,7 +217,7 @@ def test_a_time_out_is_httpx_s_and_ours(origin: Origin, manual: ManualClock) -> 
     assert isinstance(error, RateLimitExceeded)
     assert isinstance(error, RateLimitTimeout)
     assert "30.000 s" in str(error)
-    assert "timeout=datetime.timedelta(seconds=30)" in str(error)
+    assert "within timeout=30 s" in str(error)
     assert "limit of 1 per 60 s" in str(error)
     assert error.retry_after == 30.0
     assert error.key == origin.url
@@ -421,7 +421,7 @@ def test_no_server_is_believed_to_mean_more_than_a_day(
 
 
 @pytest.mark.parametrize(
-    "value", ["", " ", "\xfc\xff", "-5", "NaN", "0" * 60_000, "\u20ac".encode().decode("latin-1")]
+    "value", ["", " ", "\xfc\xff", "-5", "NaN", "0" * 15_000, "\u20ac".encode().decode("latin-1")]
 )
 def test_headers_that_make_no_sense(origin: Origin, value: str) -> None:
     names = ("Retry-After", "RateLimit", "RateLimit-Policy", "Date", "Age", "X-RateLimit-Reset")
@@ -494,12 +494,9 @@ def test_without_a_time_after_one_second_then_two(origin: Origin, manual: Manual
         assert waiter.result().status_code == 200  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "POST", "PATCH"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "POST"])
 def test_what_may_be_sent_twice(origin: Origin, method: str) -> None:
-    server: Any = origin
-    server.script = first(refused(0))
-    if method == "PATCH":
-        return  # the test's server does not know it; `methods` is asked the same way
+    origin.script = first(refused(0))
     with httpx.Client(transport=RateLimitTransport(None, retries=1)) as client:
         again = client.request(method, origin.url, headers={"Content-Length": "0"})
     assert again.status_code == (200 if method in IDEMPOTENT else 429)

@@ -141,7 +141,7 @@ class RateLimitTransport(httpx.BaseTransport):
         pacer = self._pacer
         call = pacer.call(request, request.method, _replayable(request))
         while True:
-            decision, granted = wait(pacer.limiter, call.key, 1, pacer.timeout, pacer.max_wait_s)
+            decision, granted = wait(pacer.limiter, call.key, 1, pacer.timeout_s, pacer.max_wait_s)
             if not granted:
                 raise RateLimitTimeout(call.late(decision), decision, call.key, request)
             response = self._transport.handle_request(request)
@@ -220,7 +220,7 @@ class AsyncRateLimitTransport(httpx.AsyncBaseTransport):
         call = pacer.call(request, request.method, _replayable(request))
         while True:
             decision, granted = await waited(
-                pacer.limiter, call.key, 1, pacer.timeout, True, pacer.max_wait_s
+                pacer.limiter, call.key, 1, pacer.timeout_s, True, pacer.max_wait_s
             )
             if not granted:
                 raise RateLimitTimeout(call.late(decision), decision, call.key, request)

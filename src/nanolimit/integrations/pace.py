@@ -88,12 +88,12 @@ class Pacer:
 
     __slots__ = (
         "_arguments", "key", "limiter", "max_wait_s", "methods", "obey", "retries", "statuses",
-        "timeout",
+        "timeout_s",
     )  # fmt: skip
 
     limiter: RateLimiter
     key: Callable[[Any], Key]
-    timeout: float | timedelta | None
+    timeout_s: float | None
     retries: int
     max_wait_s: float | None
     statuses: frozenset[int]
@@ -113,8 +113,8 @@ class Pacer:
     ) -> None:
         if not isinstance(obey, bool):
             raise TypeError(f"obey must be True or False, not {type(obey).__name__}")
-        checked_timeout(timeout)
-        self.timeout = timeout
+        timeout_ns = checked_timeout(timeout)
+        self.timeout_s = None if timeout_ns is None else timeout_ns / NS_PER_SECOND
         self.retries = _checked_retries(retries, obey)
         self.max_wait_s = _checked_wait(max_wait)
         self.statuses = _checked_statuses(statuses)
@@ -194,10 +194,8 @@ class Call:
     def _patience_s(self) -> float:
         """Return how long an attempt may wait, at most."""
         pacer = self._pacer
-        patience_s = inf if pacer.max_wait_s is None else pacer.max_wait_s
-        if pacer.timeout is None:
-            return patience_s
-        return min(patience_s, nanoseconds("timeout", pacer.timeout) / NS_PER_SECOND)
+        bounds = (pacer.max_wait_s, pacer.timeout_s)
+        return min((bound for bound in bounds if bound is not None), default=inf)
 
     def late(self, decision: Decision) -> str:
         """Return what is to be said when the turn does not come in time."""
@@ -212,7 +210,7 @@ class Call:
             why = "others were before it in line"
         else:
             why = f"the limit of {decision.quota} has room in {wait}"
-        return f"not sent: its turn did not come within timeout={shown(pacer.timeout)}; {why}"
+        return f"not sent: its turn did not come within timeout={pacer.timeout_s:g} s; {why}"
 
 
 def _limiter_of(limiter: object) -> RateLimiter:

@@ -163,7 +163,7 @@ class RateLimitAdapter(HTTPAdapter):
         pacer = self._pacer
         call = pacer.call(request, request.method or "", _replayable(request))
         while True:
-            decision, granted = wait(pacer.limiter, call.key, 1, pacer.timeout, pacer.max_wait_s)
+            decision, granted = wait(pacer.limiter, call.key, 1, pacer.timeout_s, pacer.max_wait_s)
             if not granted:
                 raise RateLimitTimeout(call.late(decision), decision, call.key, request)
             if self._adapter is None:
