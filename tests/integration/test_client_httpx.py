@@ -25,8 +25,6 @@ from nanolimit.integrations.httpx import (
 from origin import Answer, Origin, always, check_pace, first
 from waiters import PATIENCE_S, Waiting, lines, until, waiting
 
-SOON_S = 0.3
-
 Library = Callable[[Callable[[], Any]], None]
 
 
