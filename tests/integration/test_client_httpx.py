@@ -296,6 +296,7 @@ def test_advice_holds_for_all(origin: Origin, manual: ManualClock, answer: Answe
         Answer(301, [("Retry-After", "100"), ("Location", "/")]),
         Answer(500, [("Retry-After", "100")]),
         refused(0),
+        refused("0.0000000001"),  # a tenth of a nanosecond
         refused("Sun, 06 Nov 1994 08:49:37 GMT"),
         refused("never"),
         Answer(200, [("RateLimit", '"a";r=1;t=100')]),
@@ -328,18 +329,24 @@ def test_statuses_of_one_s_own(origin: Origin) -> None:
 
 
 def test_the_longer_of_two_blocks_stays(origin: Origin, manual: ManualClock) -> None:
-    """Two answers under way at once: the one that comes last may say less."""
-    transport = RateLimitTransport(RateLimiter(50, per=60, clock=manual))
-    meet = threading.Barrier(2, timeout=PATIENCE_S)
+    """Three answers are under way at once, and each comes when the one before it was read."""
+    limiter = RateLimiter(50, per=60, clock=manual)
+    told: list[float] = []
 
     def script(number: int, method: str, path: str) -> Answer:
-        meet.wait()
-        return refused(path.strip("/"))
+        nth = int(path.strip("/"))
+        until(lambda: len(origin.arrivals) >= nth and len(told) >= nth)
+        return refused((20, 40, 9)[nth])
+
+    def get(nth: int) -> None:
+        client.get(f"{origin.url}/{nth}")
+        told.append(limiter.peek(origin.url).retry_after)
 
     origin.script = script
-    with httpx.Client(transport=transport) as client, ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda seconds: client.get(f"{origin.url}/{seconds}"), (40, 9)))
-    assert transport.limiter.peek(origin.url).retry_after == 40.0
+    with httpx.Client(transport=RateLimitTransport(limiter)) as client:
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(get, range(3)))
+    assert told == [20.0, 40.0, 40.0]
 
 
 def test_real_time(origin: Origin, run: Library) -> None:
@@ -394,6 +401,19 @@ def test_more_than_max_wait_is_not_waited_out(
         assert lines(limiter) == 0
 
 
+def test_tasks_wait_out_no_more_either(run: Library, origin: Origin) -> None:
+    origin.script = first(refused(3600))
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=AsyncRateLimitTransport(None, retries=5)) as client:
+            assert (await client.get(origin.url)).status_code == 429
+            with pytest.raises(RateLimitTimeout, match=r"max_wait is 60 s"):
+                await client.get(origin.url)
+
+    run(main)
+    assert len(origin.arrivals) == 1
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -446,9 +466,9 @@ def test_again_when_the_time_is_over(origin: Origin, manual: ManualClock) -> Non
     origin.script = first(refused(30), refused(7, 503))
     with httpx.Client(transport=RateLimitTransport(limiter, retries=2)) as client:
         waiter = Waiting(limiter, lambda: client.get(f"{origin.url}/path", headers={"X-Me": "1"}))
-        manual.advance(29.999_999_999)
         assert origin.statuses == [429]
-        manual.advance(1e-9)
+        assert limiter.peek(origin.url).retry_after == 30.0
+        manual.advance(30)
         until(lambda: len(origin.arrivals) == 2 and waiting(limiter) == 1)
         manual.advance(7)
         assert waiter.result().status_code == 200  # type: ignore[attr-defined]
@@ -486,9 +506,8 @@ def test_without_a_time_after_one_second_then_two(origin: Origin, manual: Manual
         for attempts, pause_s in enumerate((1, 2, 4), 1):
             until(lambda attempts=attempts: len(origin.arrivals) == attempts)  # type: ignore[misc]
             until(lambda: waiting(limiter) == 1)
-            manual.advance(pause_s - 0.001)
-            assert len(origin.arrivals) == attempts
-            manual.advance(0.001)
+            assert limiter.peek(origin.url).retry_after == pause_s
+            manual.advance(pause_s)
         assert waiter.result().status_code == 200  # type: ignore[attr-defined]
 
 

@@ -191,6 +191,7 @@ def test_ratelimit(field: str, seconds: float | None) -> None:
         '"d\u00e9faut";r=0;t=30',
         '"def\x7fault";r=0;t=30',
         '"default";r=-1;t=30',
+        '"default";r=-1;t=30, "other";r=0;t=5',
         '"default";r=0;t=-30',
         '"default";r=0.0;t=30',
         '"default";r=0;t=30.5',
