@@ -121,6 +121,17 @@ def test_who_is_in_line_learns_of_it(limiter: RateLimiter, manual: ManualClock) 
     assert lines(limiter) == 0
 
 
+def test_who_comes_later_does_not_stand_in_line(limiter: RateLimiter, manual: ManualClock) -> None:
+    """Those who stand there do not know of the block yet."""
+    waiter = Waiting(limiter, lambda: come(limiter))
+    limiter.block("user", 3600)
+    assert not result(Waiting(limiter, lambda: come(limiter)))[1]
+    assert not asyncio.run(asyncio.wait_for(come_async(limiter), PATIENCE_S))[1]
+    assert waiting(limiter) == 1
+    manual.advance(1)
+    assert not result(waiter)[1]
+
+
 def test_a_line_without_a_clock_of_its_own() -> None:
     limiter = RateLimiter(1, per=0.2)
     assert limiter.allow("user")
