@@ -52,11 +52,16 @@ class AnyWaiter(Waiter):
 
 
 async def wait(
-    limiter: RateLimiter, key: Key, cost: int, timeout_ns: int | None, decision: Decision
+    limiter: RateLimiter,
+    key: Key,
+    cost: int,
+    timeout_ns: int | None,
+    decision: Decision,
+    patience_s: float | None,
 ) -> tuple[Decision, bool]:
     """Wait for the request to fit. What was decided last, and whether it was granted."""
     waiter = AnyWaiter()
-    waits = waiter.begin(limiter, key, cost, timeout_ns, decision)
+    waits = waiter.begin(limiter, key, cost, timeout_ns, decision, patience_s)
     waiter.loop = current_token().native_token
     waiter.event = Event()
     try:

@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 
 def _decide(
-    limiter: RateLimiter, key: Key, cost: int, timeout: float | timedelta | None
+    limiter: RateLimiter,
+    key: Key,
+    cost: int,
+    timeout: float | timedelta | None,
+    patience_s: float | None = None,
 ) -> tuple[Decision, bool]:
     """Decide at once, where others would wait."""
     decision = limiter.check(key, cost)

@@ -159,8 +159,11 @@ class Waits:
             else:
                 if not decision.allowed:
                     with self.lock:
-                        if self.clock is None and not heir.awake:
-                            heir.arm(decision.retry_after)
+                        if not heir.awake:
+                            if heir.gives_up(decision):
+                                heir.wake()
+                            elif self.clock is None:
+                                heir.arm(decision.retry_after)
                     return
                 room = max(room, decision.remaining)
             with self.lock:
@@ -267,6 +270,16 @@ def checked_timeout(timeout: object) -> int | None:
     return min(timeout_ns, CLOCK_END_NS)  # 146 years
 
 
+def too_long(decision: Decision, patience_s: float) -> bool:
+    """Say whether that is a block for more than so many seconds.
+
+    Not if the log denies for longer than the block, which then keeps nobody waiting.
+    """
+    if not decision.blocked or decision.retry_after <= patience_s:
+        return False
+    return decision.violated is None or decision.retry_after > decision.refill_after
+
+
 def at_once(limiter: RateLimiter, key: Key, cost: int, decision: Decision) -> tuple[Decision, bool]:
     """Ask for somebody who comes, unless others wait. What is known, and whether it was granted.
 
@@ -290,7 +303,7 @@ class Waiter(ABC):
 
     __slots__ = (
         "awake", "cost", "decision", "first", "granted", "key", "limiter", "over_ns", "over_s",
-        "pause_s", "place", "stale", "waits",
+        "patience_s", "pause_s", "place", "stale", "waits",
     )  # fmt: skip
 
     limiter: RateLimiter
@@ -307,6 +320,7 @@ class Waiter(ABC):
     # When its time is up, in the limiter's own clock or in the system's.
     over_ns: int | None
     over_s: float | None
+    patience_s: float | None  # the longest block that it waits out; None: any
 
     #: What wakes it: an asyncio loop, or its like; None for a thread.
     loop: Any = None
@@ -319,6 +333,7 @@ class Waiter(ABC):
         cost: int,
         timeout_ns: int | None,
         decision: Decision,
+        patience_s: float | None = None,
     ) -> Waits:
         """Set out, and return the lines to stand in: `decision` is what the limiter just said."""
         self.limiter = limiter
@@ -328,6 +343,7 @@ class Waiter(ABC):
         self.waits = waits = limiter._waits or waits_of(limiter)
         clock = waits.clock
         self.awake = self.first = self.granted = False
+        self.patience_s = patience_s
         # A clock of this kind may have moved since it was asked.
         self.decision = decision
         self.stale = clock is not None
@@ -373,6 +389,8 @@ class Waiter(ABC):
                 self.granted = True
                 return True
         self.stale = True
+        if first and self.gives_up(decision):
+            return True
         if clock is not None:
             over = self.over_ns is not None and clock.now_ns() >= self.over_ns
         else:
@@ -387,6 +405,10 @@ class Waiter(ABC):
         if over and not first:
             self.decision = self.limiter.peek(self.key, self.cost)
         return over
+
+    def gives_up(self, decision: Decision) -> bool:
+        """Say whether the key is blocked for longer than this one waits out."""
+        return self.patience_s is not None and too_long(decision, self.patience_s)
 
     @abstractmethod
     def wake(self) -> bool:

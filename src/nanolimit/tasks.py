@@ -11,7 +11,7 @@ import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from nanolimit.line import Waiter, at_once, checked_timeout, forget_loop
+from nanolimit.line import Waiter, at_once, checked_timeout, forget_loop, too_long
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,10 +95,12 @@ async def waited(
     cost: int,
     timeout: float | timedelta | None,
     whole: bool,
+    patience_s: float | None = None,
 ) -> Any:
     """Wait for the request to fit. Was it granted, or the `whole`: and what was decided last?
 
-    One coroutine for both, because each one around it costs at every wake-up.
+    One coroutine for both, because each one around it costs at every wake-up. `patience_s` is
+    that of `waiting.wait`.
     """
     timeout_ns = None if timeout is None else checked_timeout(timeout)
     # (Python is quicker to call a slot's method by a name of its own)
@@ -108,22 +110,24 @@ async def waited(
         decision, granted = at_once(limiter, key, cost, decision)
         if granted:
             return (decision, True) if whole else True
+    elif patience_s is not None and too_long(decision, patience_s):
+        return (decision, False) if whole else False
     loop = _running_loop()
     # Trio can be a guest in asyncio's loop: then that runs, but no task of it.
     if loop is None or _current_task(loop) is None:
         from nanolimit import anyio
 
-        decision, granted = await anyio.wait(limiter, key, cost, timeout_ns, decision)
+        decision, granted = await anyio.wait(limiter, key, cost, timeout_ns, decision, patience_s)
         return (decision, granted) if whole else granted
     if loop not in _have_bells:
         _Bell(loop)()
     waiter = TaskWaiter()
-    waits = waiter.begin(limiter, key, cost, timeout_ns, decision)
+    waits = waiter.begin(limiter, key, cost, timeout_ns, decision, patience_s)
     waiter.loop = loop
     waiter.alarm = None
     try:
         waits.enter(waiter)
-        if waiter.first and timeout_ns is None and not decision.allowed:
+        if waiter.first and timeout_ns is None and patience_s is None and not decision.allowed:
             # So most of them come. This is `look`, less what it has to find out: who is first, and
             # whether time is up. Nobody reads the decision while it sleeps: with ten thousand
             # asleep, what is kept costs more than what is done.

@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from nanolimit.errors import RateLimitExceeded
-from nanolimit.line import Waiter, at_once, checked_timeout
+from nanolimit.line import Waiter, at_once, checked_timeout, too_long
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -48,17 +48,27 @@ class ThreadWaiter(Waiter):
 
 
 def wait(
-    limiter: RateLimiter, key: Key, cost: int, timeout: float | timedelta | None
+    limiter: RateLimiter,
+    key: Key,
+    cost: int,
+    timeout: float | timedelta | None,
+    patience_s: float | None = None,
 ) -> tuple[Decision, bool]:
-    """Wait for the request to fit. What was decided last, and whether it was granted."""
+    """Wait for the request to fit. What was decided last, and whether it was granted.
+
+    A block for more than `patience_s` is not waited out, neither by who comes nor by who stands in
+    line when it begins: he learns of it when he comes first.
+    """
     timeout_ns = None if timeout is None else checked_timeout(timeout)
     decision = limiter.peek(key, cost)  # raises, if anything is wrong with key or cost
     if decision.allowed:
         decision, granted = at_once(limiter, key, cost, decision)
         if granted:
             return decision, True
+    elif patience_s is not None and too_long(decision, patience_s):
+        return decision, False
     waiter = ThreadWaiter()
-    waits = waiter.begin(limiter, key, cost, timeout_ns, decision)
+    waits = waiter.begin(limiter, key, cost, timeout_ns, decision, patience_s)
     waiter.gate = threading.Lock()
     waiter.gate.acquire()
     try:
