@@ -11,10 +11,11 @@ async def call_api():
 ```
 
 Without further arguments it decides as the original does: amounts and rates are floats, the time is
-`loop.time()`, asked at each look, and the level leaks by the same formula. Whoever asks while there
-is room gets it, also past those who wait; of those who wait the cheapest is woken first, and among
-equals who came first; who is cancelled leaves nothing behind. nanolimit's engine has no part in it,
-for that counts whole units and asks no event loop for the time.
+`loop.time()`, asked at each look, and the level leaks by the same formula, to the last bit. Whoever
+asks while there is room gets it, also past those who wait. Of those who wait the cheapest is woken
+first, and among equals who came first (who is woken and finds the room taken goes behind his
+equals, as there). Who is cancelled leaves nothing behind. nanolimit's engine has no part in it, for
+that counts whole units and asks no event loop for the time.
 
 What the import gains are two arguments, by keyword only:
 
@@ -67,9 +68,6 @@ __version__ = "1.3.0"  # of aiolimiter, whose behaviour this is
 
 # The key of the one bucket that a limiter has.
 KEY = "aiolimiter"
-
-# Far less than any clock tells apart.
-_TINY_S = sys.float_info.min
 
 _REUSED = (
     "This AsyncLimiter instance is being re-used across loops. "
@@ -276,14 +274,13 @@ class _Level:
         return self._leak(loop.time()) + amount <= self.most
 
     def lacks(self, loop: asyncio.AbstractEventLoop, amount: float) -> float:
-        """Return the seconds until there is room; 0 if there is, infinity if nothing leaks."""
+        """Return the seconds until there is room: 0 or less if there is, infinity if never."""
+        # In this order, so that it is the original's to the last bit. That bit may differ from what
+        # `fits` says; then somebody looks once too often.
         level = self._leak(loop.time())
-        if level + amount <= self.most:
-            return 0.0
         if not self._per_second:
             return inf
-        # Rounding may say that there is room already: then there will be at the next look.
-        return max((amount - self.most + level) / self._per_second, _TINY_S)
+        return 1 / self._per_second * (amount - self.most + level)
 
     def level(self) -> float:
         return self._level
