@@ -117,6 +117,7 @@ def test_has_capacity_takes_nothing(peer: Any) -> None:
             assert limiter.has_capacity()
             assert limiter.has_capacity(3)
             assert limiter.has_capacity(amount=0)
+            assert limiter.has_capacity(-1)
             assert not limiter.has_capacity(3.001)
             assert not limiter.has_capacity(42)
         await limiter.acquire(2)
@@ -671,6 +672,7 @@ def test_no_limit() -> None:
         limiter = compat.AsyncLimiter(float("inf"))
         for _ in range(10):
             await limiter.acquire(1e300)
+            assert limiter.has_capacity()
         assert now() == 0
 
     run(main())
@@ -684,6 +686,7 @@ def test_limiters_of_one_name_are_one_bucket() -> None:
         await one.acquire(3)
         assert two.has_capacity()
         assert two.has_capacity(0)
+        assert two.has_capacity(-1)
         assert not two.has_capacity(2)
         assert not two.has_capacity(5)
         await two.acquire(1.0)

@@ -540,6 +540,43 @@ def test_threads_pass_no_call_too_many(peer: Any) -> None:
     assert len(passed) == 500
 
 
+class Remaining(float):
+    """What remains of a period; whoever looks whether it is over lets another thread come."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def __le__(self, other: float) -> bool:
+        answer = float(self) <= other
+        meanwhile, Remaining.meanwhile = Remaining.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return answer
+
+
+class Period(float):
+    def __sub__(self, elapsed: float) -> Remaining:
+        return Remaining(float(self) - elapsed)
+
+
+@both
+def test_two_that_find_a_window_over(peer: Any) -> None:
+    """One looks, another one comes and takes the only call of the new window, the first goes on."""
+    clock = Clock()
+    call = peer.limits(1, Period(10), clock)(lambda: "done")
+    clock.now = 10
+    seen: list[object] = []
+    other = threading.Thread(target=lambda: seen.append(outcome(call)))
+
+    def meanwhile() -> None:
+        other.start()
+        other.join(0.2)  # it waits for the lock
+
+    Remaining.meanwhile = meanwhile
+    seen.append(outcome(call))
+    other.join()
+    assert sorted(seen, key=str) == [("too many calls", 10), "done"]
+
+
 # What ours does besides
 
 

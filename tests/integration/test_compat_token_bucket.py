@@ -433,6 +433,14 @@ def test_a_rate_that_is_no_number() -> None:
         make(compat, float("nan"), 1)
 
 
+def test_a_copy_has_buckets_of_its_own(clock: Clock) -> None:
+    limiter, storage = make(compat, 1, 5)
+    limiter.consume("key", 3)
+    other = copy.copy(storage)
+    assert drain(compat.Limiter(1, 5, other)) == 2
+    assert drain(limiter) == 2
+
+
 def in_threads(number: int, work: Callable[[], None]) -> None:
     threads = [threading.Thread(target=work) for _ in range(number)]
     for thread in threads:
@@ -640,7 +648,11 @@ def test_the_methods_of_a_table() -> None:
 
 def test_a_table_that_is_inherited_from() -> None:
     class Watched(compat.TableStorage):
-        seen = 0
+        seen = replenished = 0
+
+        def replenish(self, key: Any, rate: float, capacity: int) -> None:
+            self.replenished += 1
+            super().replenish(key, rate, capacity)
 
         def consume(self, key: Any, num_tokens: int) -> bool:
             self.seen += 1
@@ -648,7 +660,7 @@ def test_a_table_that_is_inherited_from() -> None:
 
     storage = Watched()
     assert drain(compat.Limiter(1e-6, 5, storage)) == 5
-    assert storage.seen == 6
+    assert (storage.seen, storage.replenished) == (6, 6)
 
 
 def test_a_table_has_one_rate() -> None:

@@ -334,7 +334,7 @@ class _Table:
         units = _whole("amount", amount)
         if units > self.most:
             return False
-        return units <= 0 or self._limiter.peek(KEY, units).allowed
+        return self._limiter.peek(KEY, max(units, 0)).allowed
 
     def lacks(self, loop: asyncio.AbstractEventLoop, amount: float) -> float:
         self.seen_s = loop.time()

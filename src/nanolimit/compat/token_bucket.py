@@ -166,7 +166,7 @@ class MemoryStorage(StorageBase):
     """Buckets in a dict of this process. They are never forgotten.
 
     Thread-safe: no schedule of threads takes a token twice, or loses one. It can be pickled and
-    copied, with its buckets.
+    copied; a copy has buckets of its own.
     """
 
     def __init__(self) -> None:
