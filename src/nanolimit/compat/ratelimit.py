@@ -167,38 +167,49 @@ class RateLimitDecorator:
 
     def __call__(self, func: Callable[P, R]) -> Callable[P, R]:
         """Return the function with the limit around it."""
-        limiter = self.limiter
-        too_many = self._too_many if limiter is None else self._denied
+        return self._around(func) if self.limiter is None else self._around_asking(func)
+
+    def _around(self, func: Callable[P, R]) -> Callable[P, R]:
+        """Count as ratelimit does. (In the wrapper itself: a call more would be a tenth more.)"""
 
         @wraps(func)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            remaining = too_many()
-            if remaining is None:
+            with self.lock:
+                # The clock may be Python, so that a signal handler may run in it and count calls:
+                # what is read of the state is read after it, and a new window has its count first.
+                elapsed = self.clock() - self.last_reset
+                remaining = self.period - elapsed
+                if remaining <= 0:
+                    self.num_calls = 0
+                    self.last_reset = self.clock()
+                self.num_calls += 1
+                fits = self.num_calls <= self.clamped_calls
+            if fits:
                 return func(*args, **kwargs)
-            if self.raise_on_limit:
-                raise RateLimitException("too many calls", remaining)
-            return None  # type: ignore[return-value]  # who asked for it knows
+            self._deny(remaining)
+            return None  # type: ignore[return-value]  # for those who asked for it
 
         return wrapper
 
-    def _too_many(self) -> float | None:
-        """Count a call as ratelimit does: what remains of the period if it is too many, or None."""
-        with self.lock:
-            # The clock may be Python, so that a signal handler may run in it and count calls: what
-            # is read of the state is read after it, and a new window has its count first.
-            elapsed = self.clock() - self.last_reset
-            remaining = self.period - elapsed
-            if remaining <= 0:
-                self.num_calls = 0
-                self.last_reset = self.clock()
-            self.num_calls += 1
-            return remaining if self.num_calls > self.clamped_calls else None
-
-    def _denied(self) -> float | None:
-        """Count a call in nanolimit's engine."""
+    def _around_asking(self, func: Callable[P, R]) -> Callable[P, R]:
+        """Count in nanolimit's engine."""
         assert self.limiter is not None
-        decision = self.limiter.check(KEY)
-        return None if decision.allowed else decision.retry_after
+        check = self.limiter.check
+
+        @wraps(func)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            decision = check(KEY)
+            if decision.allowed:
+                return func(*args, **kwargs)
+            self._deny(decision.retry_after)
+            return None  # type: ignore[return-value]  # for those who asked for it
+
+        return wrapper
+
+    def _deny(self, remaining: float) -> None:
+        """Raise, unless nobody wants that."""
+        if self.raise_on_limit:
+            raise RateLimitException("too many calls", remaining)
 
     def _renew_lock(self) -> None:
         self.lock = threading.RLock()

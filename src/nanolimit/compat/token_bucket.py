@@ -14,8 +14,9 @@ that is not empty, as there. The engine has no part in it.
 
 `MemoryStorage` is exact under threads. The original names two races of its own: two threads may
 take the same last token, so that the count goes below zero, and a bucket may be refilled from an
-older count. This one does each step under a lock, with the clock read inside. That is its price: a
-call takes about half as long again.
+older count. (Four threads of a free-threaded Python took up to 2,761 tokens of 1,000.) This one
+does each step under a lock, with the clock read inside. That is its price: a call takes 1.5 to 1.8
+times as long.
 
 What the import gains is `TableStorage`, in whose place a table of nanolimit's engine holds the
 buckets:
