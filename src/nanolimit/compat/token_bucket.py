@@ -15,13 +15,13 @@ that is not empty, as there. The engine has no part in it.
 `MemoryStorage` is exact under threads. The original names two races of its own: two threads may
 take the same last token, so that the count goes below zero, and a bucket may be refilled from an
 older count. (Four threads of a free-threaded Python took up to 2,761 tokens of 1,000.) This one
-does each step under a lock, with the clock read inside. That is its price: a call takes 1.5 to 1.8
+does each step under a lock, with the clock read inside. That is its price: a call takes 1.5 to 1.7
 times as long.
 
 What the import gains is `TableStorage`, in whose place a table of nanolimit's engine holds the
 buckets:
 
-- ``Limiter(10, 100, TableStorage())``: a call takes half of the original's time, a bucket about 60
+- ``Limiter(10, 100, TableStorage())``: a call takes less than half of the original's time, a bucket about 60
   bytes, and buckets that are full again make room for others. (`MemoryStorage` forgets none, as the
   original.)
 - ``Limiter(10, 100, TableStorage("name"))``: one table for all processes of this machine.
