@@ -18,7 +18,7 @@ import sys
 import time
 import weakref
 from functools import lru_cache
-from math import floor
+from math import ceil, floor, isfinite
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -140,6 +140,8 @@ class Counts:
     def incr(self, key: str, expiry: int, amount: int) -> int:
         """Count, and return how many there are in the window that a key's first request began."""
         limiter = self._fixed[expiry]
+        if amount.__class__ is not int:
+            amount = _whole(amount)
         if amount <= MOST:
             decision = limiter.check(key, amount)
             if decision:
@@ -166,16 +168,20 @@ class Counts:
             decision = limiter.peek(key, 0)
             if decision.remaining < MOST:
                 return decision
-        for limiter in self._shelf.rest_of_fixed():
-            decision = limiter.peek(key, 0)
-            if decision.remaining < MOST:
-                return decision
+        if self._shelf.may_have_more:
+            with lock():
+                for limiter in self._shelf.rest_of_fixed():
+                    decision = limiter.peek(key, 0)
+                    if decision.remaining < MOST:
+                        return decision
         return None
 
     # Sliding window counters
 
     def acquire_sliding(self, key: str, limit: int, expiry: int, amount: int) -> bool:
         """Count, if the current window and what is left of the previous one leave room for it."""
+        if amount.__class__ is not int:
+            amount = _whole(amount)
         if amount > limit:
             return False
         if limit > MOST:
@@ -217,18 +223,20 @@ class Counts:
 
     def clear(self, key: str) -> None:
         """Forget a key wherever it is counted."""
-        for label, limiter in self._shelf.all():
-            if label.kind == "sliding":
-                self.clear_sliding(key, label.expiry)
-            else:
-                limiter.reset(key)
+        with lock():
+            for label, limiter in self._shelf.all():
+                if label.kind == "sliding":
+                    self.clear_sliding(key, label.expiry)
+                else:
+                    limiter.reset(key)
 
     def reset(self) -> int:
         """Forget all keys, and return how many counts that were."""
         total = 0
-        for _, limiter in self._shelf.all():
-            total += len(limiter)
-            limiter.clear()
+        with lock():
+            for _, limiter in self._shelf.all():
+                total += len(limiter)
+                limiter.clear()
         return total
 
 
@@ -241,6 +249,15 @@ def counts_of(address: Address, token: str) -> Counts:
     with lock():
         counts = _counting.get(token)
         return Counts(address, token) if counts is None else counts
+
+
+def _whole(amount: float) -> int:
+    """Return the units to count of an amount that may be a fraction, as slowapi's costs may be."""
+    if not isinstance(amount, float):
+        return amount
+    if not isfinite(amount):
+        raise ValueError(f"amount must be a finite number, not {amount!r}")
+    return ceil(amount)
 
 
 def _within(limiter: RateLimiter | Spare, quota: Quota) -> Callable[[str, int], bool]:

@@ -15,19 +15,26 @@ class EpochClock:
     """A limiter's clock that asks ``time.time()`` at every call, by that name.
 
     So whoever replaces ``time.time``, as freezegun, time-machine and hiro do, governs it. It counts
-    whole microseconds, the nearest ones: what those tools and `datetime` count in. A float of
-    today's seconds is up to a tenth of that off.
+    the nearest whole microseconds, which is what those tools and `datetime` count in; or, for
+    windows above 17 minutes, the engine's ticks. So the time that passes between two calls is
+    exact whenever it is a whole number of those, at whichever instant it began.
     """
 
-    __slots__ = ()
+    __slots__ = ("_half", "_step")
+
+    def __init__(self, window_ns: int) -> None:
+        # In microseconds, of which ticks are either a multiple or a fraction.
+        self._step = max(1, tick_ns(window_ns) // 1_000)
+        self._half = self._step // 2
 
     def __call__(self) -> float:
         """Return the time in seconds."""
-        return time.time()
+        return self.now_ns() / NS_PER_SECOND
 
     def now_ns(self) -> int:
         """Return the time in nanoseconds. This is what a limiter asks."""
-        return int(time.time() * 1_000_000 + 0.5) * 1_000
+        step = self._step
+        return (int(time.time() * 1_000_000 + 0.5) + self._half) // step * step * 1_000
 
 
 def tick_ns(window_ns: int) -> int:

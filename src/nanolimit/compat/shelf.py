@@ -14,6 +14,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from nanolimit.algorithm import most
+from nanolimit.clock import NS_PER_SECOND
 from nanolimit.compat.epoch import EpochClock, closed_window_s
 from nanolimit.errors import NanolimitError
 from nanolimit.limiter import RateLimiter
@@ -38,8 +39,6 @@ _CLASSES = (6, 2047, MOST)
 # Directories whose newest change is younger than this may change again unseen: the file system's
 # clock has steps of some milliseconds.
 _UNSETTLED_NS = 1_000_000_000
-
-_EPOCH = EpochClock()
 
 # One for all storages: tables are made rarely. Reentrant, as a signal handler may hit a limit while
 # one is made; renewed in a forked child, where the thread that held it does not exist.
@@ -166,10 +165,13 @@ class Shelf:
             self.fixed = (*self.fixed, limiter)
         return limiter
 
+    @property
+    def may_have_more(self) -> bool:
+        """Whether there may be tables besides those that are kept and at hand."""
+        return self.is_shared or bool(self._spare)
+
     def rest_of_fixed(self) -> list[RateLimiter]:
-        """Return the limiters of fixed windows besides those that are kept and at hand."""
-        if not (self._spare or self.is_shared):
-            return []
+        """Return the limiters of fixed windows besides `fixed`, to whoever holds the lock."""
         return [
             limiter
             for label, limiter in self.all()
@@ -177,10 +179,12 @@ class Shelf:
         ]
 
     def all(self) -> list[tuple[Label, RateLimiter]]:
-        """Return all tables there are, also those that other processes have made."""
-        with _lock:
-            self._look()
-            return [*self._resident.items(), *self._spare.items()]
+        """Return all tables there are, also those that other processes have made.
+
+        To whoever holds the lock, as some may be dropped otherwise.
+        """
+        self._look()
+        return [*self._resident.items(), *self._spare.items()]
 
     def borrowed(self, label: Label) -> RateLimiter:
         """Return a spare limiter to whoever holds the lock, for as long as that."""
@@ -233,7 +237,7 @@ class Shelf:
             algorithm=made_as,
             max_keys=address.max_keys,
             on_full=address.on_full,
-            clock=_EPOCH if address.clock == "python" else None,
+            clock=EpochClock(round(per * NS_PER_SECOND)) if address.clock == "python" else None,
             **more,
         )
 
