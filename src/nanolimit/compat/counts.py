@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from nanolimit.clock import shown
-from nanolimit.compat.epoch import closed_window_s, moment
+from nanolimit.compat.epoch import closed_window_s, counted_s, moment
 from nanolimit.compat.shelf import MOST, Label, Shelf, Spare, class_of, lock
 from nanolimit.quota import Quota
 
@@ -62,7 +62,7 @@ class Counts:
     def __init__(self, address: Address, token: str | None = None) -> None:
         self.address = address
         self._shelf = Shelf(address)
-        # By limit and window: allow(key, amount); and the limiter, with its window in seconds.
+        # By limit and window: allow(key, amount); and the limiter, with how long a request counts.
         self.moving = Memo(self._allow)
         self._looks = Memo(self._look)
         # By window.
@@ -108,17 +108,17 @@ class Counts:
             self.moving[pair]  # so that both are of the same table
             label = self._label(*pair)
             _make_room(self._looks)
-            made = self._looks[pair] = self._shelf.limiter(label), closed_window_s(label.expiry)
+            made = self._looks[pair] = self._shelf.limiter(label), counted_s(label.expiry)
             return made
 
     def moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         """Return the epoch of the oldest request that counts, and how many do; or now, and 0."""
         if limit >= 1:
-            limiter, window_s = self._looks[limit, expiry]
+            limiter, counted = self._looks[limit, expiry]
             decision = limiter.peek(key, 0)
             used = decision.limit - decision.remaining
             if used:
-                return moment(time.time() + decision.refill_after - window_s), used
+                return moment(time.time() + decision.refill_after - counted), used
         return time.time(), 0
 
     # Fixed windows

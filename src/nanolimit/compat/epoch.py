@@ -48,13 +48,20 @@ def tick_ns(window_ns: int) -> int:
         power *= 10
 
 
-def closed_window_s(expiry_s: float) -> float:
+def closed_window_s(expiry_s: int) -> float:
     """Return the window of a limiter in which a request exactly `expiry_s` old still counts.
 
-    The engine's own windows are half open: there it is out. One tick more, and it is in; the
-    next tick, the next instant that there is, it is out.
+    The engine's own windows are half open: there it is out. In a longer one it is in, until the
+    next tick, the next instant that there is. Half a tick will do, as the engine rounds windows up,
+    and is on the safe side of a float's rounding.
     """
-    window_ns = round(expiry_s * NS_PER_SECOND)
+    window_ns = expiry_s * NS_PER_SECOND
+    return (window_ns + (tick_ns(window_ns) + 1) // 2) / NS_PER_SECOND
+
+
+def counted_s(expiry_s: int) -> float:
+    """Return for how many seconds a request counts in such a window: what that is rounded up to."""
+    window_ns = expiry_s * NS_PER_SECOND
     return (window_ns + tick_ns(window_ns)) / NS_PER_SECOND
 
 
