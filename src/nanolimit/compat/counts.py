@@ -19,7 +19,7 @@ import time
 import weakref
 from functools import lru_cache
 from math import ceil, floor, isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from nanolimit.clock import shown
@@ -40,19 +40,22 @@ _REMEMBERED = 4096
 # Sums of floats that should be whole numbers are off by less.
 _DUST = 1e-6
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 _quota = lru_cache(_REMEMBERED)(Quota)
 
 
-class Memo(dict[Any, Any]):
+class Memo(dict[K, V]):
     """A dict that makes what it has not."""
 
     __slots__ = ("_make",)
 
-    def __init__(self, make: Callable[[Any], Any]) -> None:
+    def __init__(self, make: Callable[[K], V]) -> None:
         super().__init__()
         self._make = make
 
-    def __missing__(self, key: Any) -> Any:
+    def __missing__(self, key: K) -> V:
         return self._make(key)
 
 
@@ -81,7 +84,7 @@ class Counts:
             label = self._label(limit, expiry)
             known = self.moving.get(pair)
             if known is not None:
-                return known  # type: ignore[no-any-return]
+                return known
             limiter = self._shelf.limiter(label)
             if (
                 label.limit == limit
@@ -129,7 +132,7 @@ class Counts:
     def _sliding_table(self, expiry: int) -> RateLimiter | Spare:
         return self._table(self._sliding, Label("sliding", expiry, MOST))
 
-    def _table(self, memo: Memo, label: Label) -> RateLimiter | Spare:
+    def _table(self, memo: Memo[int, RateLimiter | Spare], label: Label) -> RateLimiter | Spare:
         _check_expiry(label.expiry)
         with lock():
             limiter = self._shelf.limiter(label)
@@ -142,13 +145,13 @@ class Counts:
         limiter = self._fixed[expiry]
         if amount.__class__ is not int:
             amount = _whole(amount)
-        if amount <= MOST:
-            decision = limiter.check(key, amount)
-            if decision:
-                return MOST - decision.remaining  # type: ignore[no-any-return]
-        # More than it can count: it is filled, and above any limit until the window ends.
-        while remaining := limiter.peek(key, 0).remaining:
-            limiter.check(key, remaining)
+        decision = limiter.check(key, amount) if amount <= MOST else limiter.peek(key, 0)
+        if amount <= MOST and decision:
+            return MOST - decision.remaining
+        # More than it can count: it is filled, and above any limit until the window ends. (A key
+        # that there is no room for has nothing remaining.)
+        while decision.remaining and not (decision := limiter.check(key, decision.remaining)):
+            pass
         return sys.maxsize
 
     def get(self, key: str) -> int:
@@ -164,16 +167,18 @@ class Counts:
 
     def _found(self, key: str) -> Decision | None:
         """Look for a key in the fixed windows of all lengths."""
-        for limiter in self._shelf.fixed:
+        at_hand = self._shelf.fixed
+        for limiter in at_hand:
             decision = limiter.peek(key, 0)
             if decision.remaining < MOST:
                 return decision
         if self._shelf.may_have_more:
             with lock():
-                for limiter in self._shelf.rest_of_fixed():
-                    decision = limiter.peek(key, 0)
-                    if decision.remaining < MOST:
-                        return decision
+                for label, limiter in self._shelf.all():
+                    if label.kind == "fixed" and limiter not in at_hand:
+                        decision = limiter.peek(key, 0)
+                        if decision.remaining < MOST:
+                            return decision
         return None
 
     # Sliding window counters
@@ -201,7 +206,7 @@ class Counts:
         free = limit - left
         if amount > free:
             return False
-        return limiter.allow(current_key, amount, quota=_quota(free, 2 * expiry))  # type: ignore[no-any-return]
+        return limiter.allow(current_key, amount, quota=_quota(free, 2 * expiry))
 
     def sliding(self, key: str, expiry: int) -> tuple[int, float, int, float]:
         """Return the previous and the current window's count, each with the seconds it has left."""
@@ -269,7 +274,7 @@ def _within(limiter: RateLimiter | Spare, quota: Quota) -> Callable[[str, int], 
     return allow
 
 
-def _make_room(memo: Memo, keep: dict[Any, Any] | None = None) -> None:
+def _make_room(memo: Memo[K, V], keep: dict[K, V] | None = None) -> None:
     """Forget what can be made again, where there is much of it."""
     if len(memo) >= _REMEMBERED:
         memo.clear()

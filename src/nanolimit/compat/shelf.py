@@ -160,23 +160,17 @@ class Shelf:
             return limiter
 
     def _keep(self, label: Label) -> RateLimiter:
-        limiter = self._resident[label] = self._made(label)
+        limiter = self._made(label)
+        # In this order: a child that is forked in between makes another one, and misses none.
         if label.kind == "fixed":
             self.fixed = (*self.fixed, limiter)
+        self._resident[label] = limiter
         return limiter
 
     @property
     def may_have_more(self) -> bool:
         """Whether there may be tables besides those that are kept and at hand."""
         return self.is_shared or bool(self._spare)
-
-    def rest_of_fixed(self) -> list[RateLimiter]:
-        """Return the limiters of fixed windows besides `fixed`, to whoever holds the lock."""
-        return [
-            limiter
-            for label, limiter in self.all()
-            if label.kind == "fixed" and limiter not in self.fixed
-        ]
 
     def all(self) -> list[tuple[Label, RateLimiter]]:
         """Return all tables there are, also those that other processes have made.
