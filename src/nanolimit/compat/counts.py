@@ -206,6 +206,8 @@ class Counts:
         free = limit - left
         if amount > free:
             return False
+        if not amount:
+            return True
         return limiter.allow(current_key, amount, quota=_quota(free, 2 * expiry))
 
     def sliding(self, key: str, expiry: int) -> tuple[int, float, int, float]:
