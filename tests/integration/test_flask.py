@@ -205,9 +205,11 @@ def test_exempt_callable_and_cost() -> None:
     )
     add(app, "/")
     add(app, "/own", ratelimit.limit("4/minute", cost=2))
+    add(app, "/same", ratelimit.limit("9/minute"))
     client = app.test_client()
     assert remaining(client.get("/?cost=7")) == {"default": 3}
     assert client.get("/?cost=4").status_code == 429
+    assert remaining(client.get("/same?cost=5")) == {"same": 4}
     inside = {"X-Internal": "yes"}
     assert remaining(client.get("/?cost=4", headers=inside)) == {}
     assert statuses(client, "/own", 5, headers=inside) == [200] * 5
@@ -238,7 +240,10 @@ def test_several_on_a_view_must_all_let_it_pass() -> None:
     inner = RateLimiter("2/minute", name="inner")
     add(app, "/", ratelimit.limit(outer), ratelimit.limit(inner))
     client = app.test_client()
-    assert remaining(client.get("/")) == {"outer": 2, "inner": 1}
+    answer = client.get("/")
+    assert remaining(answer) == {"outer": 2, "inner": 1}
+    # The tightest is the first: clients may read no further.
+    assert answer.headers.getlist("RateLimit-Policy") == ['"inner";q=2;w=60', '"outer";q=3;w=60']
     assert statuses(client, "/", 2) == [200, 429]
     # The outer one counted all three of them; now it denies by itself.
     assert remaining(client.get("/")) == {"outer": 0}
@@ -323,6 +328,18 @@ def test_coroutines() -> None:
     client = app.test_client()
     assert [client.get("/").text for _ in range(2)] == ["1", "0"]
     assert client.get("/").status_code == 429
+
+    app = make_app()
+    ratelimit = RateLimit(app, on_denied=lambda request, decision: "denied")
+    add(app, "/", ratelimit.limit("1/minute"))
+
+    @app.get("/coroutine")
+    @ratelimit.limit("1/minute")
+    async def other() -> str:
+        return "ok"
+
+    client = app.test_client()
+    assert [client.get("/coroutine").text for _ in range(2)] == ["ok", "denied"]
 
 
 def test_classes() -> None:
@@ -446,6 +463,37 @@ def test_nested_blueprints() -> None:
     assert remaining(client.get("/outer/inner/x")) == {"inner": 2}
     assert remaining(client.get("/outer/both/x")) == {"outer": 3, "both": 2}
     assert remaining(client.get("/outer/free/x")) == {}
+
+
+def test_limits_are_asked_from_the_outermost_on() -> None:
+    app = make_app()
+    ratelimit = RateLimit(app, RateLimiter("3/minute", name="default"))
+    outer, inner = Blueprint("outer", "outer"), Blueprint("inner", "inner")
+    below = {"override_defaults": False}
+    ratelimit.limit_blueprint(inner, RateLimiter("1/minute", name="inner"), **below)
+    ratelimit.limit_blueprint(outer, RateLimiter("2/minute", name="outer"), **below)
+    add(inner, "/", ratelimit.limit(RateLimiter("9/minute", name="view"), **below))
+    outer.register_blueprint(inner)
+    app.register_blueprint(outer)
+    client = app.test_client()
+    assert remaining(client.get("/")) == {"default": 2, "outer": 1, "inner": 0, "view": 8}
+    # The one that denies ends it; those that let it pass have counted it.
+    assert remaining(client.get("/")) == {"default": 1, "outer": 0, "inner": 0}
+    assert remaining(client.get("/")) == {"default": 0, "outer": 0}
+    assert remaining(client.get("/")) == {"default": 0}
+
+
+def test_a_blueprint_s_limit_for_get_is_one_for_head() -> None:
+    app = make_app()
+    ratelimit = RateLimit(app, "1/minute")
+    blueprint = Blueprint("blueprint", "blueprint")
+    ratelimit.limit_blueprint(blueprint, "2/minute", methods=["HEAD"])
+    add(blueprint, "/", methods=["GET", "POST"])
+    app.register_blueprint(blueprint)
+    client = app.test_client()
+    assert statuses(client, "/", 1) == [200]
+    assert statuses(client, "/", 2, method="HEAD") == [200, 429]
+    assert statuses(client, "/", 2, method="POST") == [200, 429]
 
 
 # What is answered
@@ -641,6 +689,23 @@ def test_g_has_the_tightest_decision() -> None:
         assert "ratelimit" not in g
 
 
+def test_the_denial_is_the_tightest() -> None:
+    """Even if something fits into what denied, and nothing into what let it pass."""
+    app = make_app()
+    ratelimit = RateLimit(app, "1/minute", name="one", headers="both")
+    add(app, "/", ratelimit.limit("5/minute", cost=3, override_defaults=False))
+    client = app.test_client()
+    client.get("/")
+    limiter = ratelimit.default_limiter(app)
+    assert limiter is not None
+    limiter.reset("127.0.0.1")
+    with client:
+        denied = client.get("/")
+        assert remaining(denied) == {"root": 2, "one": 0}
+        assert denied.headers["X-RateLimit-Remaining"] == "2"
+        assert not g.ratelimit.allowed
+
+
 def test_two_extensions_in_one_application() -> None:
     app = make_app()
     first = RateLimit(app, "3/minute", client_ip(), name="address")
@@ -753,6 +818,13 @@ def test_a_shared_table_from_the_settings(tables: Path) -> None:
     assert statuses(clients[0], "/own", 1) == [200]
     assert statuses(clients[1], "/own", 1) == [429]
     assert list(remaining(clients[0].get("/"))) == ["flask"]
+    # A deployment with other limits: they hold, instead of a server that does not start.
+    app = make_app(NANOLIMIT_QUOTA="5/minute", NANOLIMIT_SHARED="flask")
+    ratelimit = RateLimit(app)
+    add(app, "/")
+    add(app, "/own", ratelimit.limit("3/minute", shared="own"))
+    assert statuses(app.test_client(), "/", 3) == [200, 200, 429]
+    assert statuses(app.test_client(), "/own", 3) == [200, 200, 429]
 
 
 def test_contexts_of_tests() -> None:
