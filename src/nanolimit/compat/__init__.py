@@ -1,3 +1,3 @@
-"""The limiters that people use today, over nanolimit's engine: change one import, keep your code."""
+"""The limiters that people use today, over nanolimit's engine: change one import, keep the code."""
 
 from __future__ import annotations
