@@ -21,15 +21,9 @@ times as long.
 What the import gains is `TableStorage`, in whose place a table of nanolimit's engine holds the
 buckets:
 
-<<<<<<< HEAD
-- ``Limiter(10, 100, TableStorage())``: a call takes less than half of the original's time, a
-  bucket about 60 bytes, and buckets that are full again make room for others. (`MemoryStorage`
-  forgets none, as the original.)
-=======
 - ``Limiter(10, 100, TableStorage())``: a call takes less than half of the original's time, a bucket
   about 60 bytes, and buckets that are full again make room for others. (`MemoryStorage` forgets
   none, as the original.)
->>>>>>> wt-compat
 - ``Limiter(10, 100, TableStorage("name"))``: one table for all processes of this machine.
 
 What differs besides:
