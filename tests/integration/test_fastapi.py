@@ -211,6 +211,15 @@ def test_two_quotas_of_one_limiter_count_in_all_or_in_none() -> None:
     assert statuses(client, "/", 4) == [200, 200, 200, 429]
 
 
+@pytest.mark.usefixtures("tables")
+def test_a_quota_with_a_name_for_its_table_counts_with_all_who_say_that_name() -> None:
+    client = TestClient(app_of(limit("2/hour", shared="both")))
+    other = TestClient(app_of(limit("2/hour", shared="both")))
+    assert statuses(client, "/", 1) == [200]
+    assert statuses(other, "/", 2) == [200, 429]
+    assert client.get("/").headers["RateLimit"].startswith('"both";r=0;')
+
+
 # Arguments
 
 
