@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import importlib
 import json
 import logging
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -384,6 +386,18 @@ def test_bad_arguments_show_where_they_stand(
 ) -> None:
     with pytest.raises(kind, match=message):
         limit(*arguments, **options)
+
+
+@pytest.mark.parametrize("framework", ["fastapi", "starlette"])
+def test_without_the_framework_it_names_the_extra(
+    framework: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = [name for name in sys.modules if name.split(".")[0] == framework]
+    for name in loaded:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f"nanolimit.integrations.{framework}")
+    with pytest.raises(ImportError, match=rf"pip install 'nanolimit\[{framework}\]'"):
+        importlib.import_module(f"nanolimit.integrations.{framework}")
 
 
 # What FastAPI does around it
