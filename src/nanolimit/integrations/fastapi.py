@@ -21,7 +21,7 @@ try:
     from fastapi.requests import HTTPConnection
 except ImportError as error:
     raise ImportError(
-        "nanolimit.integrations.fastapi needs FastAPI: pip install nanolimit[fastapi]"
+        "nanolimit.integrations.fastapi needs FastAPI: pip install 'nanolimit[fastapi]'"
     ) from error
 
 from nanolimit._core import Decision

@@ -29,7 +29,7 @@ try:
     from starlette.websockets import WebSocket, WebSocketState
 except ImportError as error:
     raise ImportError(
-        "nanolimit.integrations.starlette needs Starlette: pip install nanolimit[starlette]"
+        "nanolimit.integrations.starlette needs Starlette: pip install 'nanolimit[starlette]'"
     ) from error
 
 from nanolimit.clock import shown
@@ -137,7 +137,7 @@ class RateLimitHeaders:
 
         app.add_middleware(RateLimitHeaders)
 
-    Adds less than a microsecond to a request. Safe for any number of tasks, threads and loops.
+    Adds a microsecond or two to a request. Safe for any number of tasks, threads and loops.
     """
 
     def __init__(self, app: ASGIApp) -> None:
