@@ -23,7 +23,16 @@ from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 
-from django_project import AUTHENTICATION, LIMITING, Backend, ahello, hello, login_cookie
+from django_project import (
+    AUTHENTICATION,
+    LIMITING,
+    Backend,
+    ahello,
+    hello,
+    login_cookie,
+    python_of_document,
+    run_without,
+)
 from nanolimit import ManualClock, RateLimiter
 from nanolimit.integrations.django import (
     InvalidRequestError,
@@ -186,8 +195,11 @@ def test_streams_files_head_and_preflight(asynchronous: bool) -> None:
         assert head.status_code == 200
         assert [POLICY in each.headers for each in preflights] == [False] * 3
         assert options.headers["RateLimit"] == '"default";r=0;t=60'
-        assert (denied.status_code, denied.content) == (429, b"")
+        assert denied.status_code == 429
         assert int(denied.headers["Content-Length"]) > 100
+        # (the clients take bodies from answers to HEAD themselves)
+        straight = RateLimitMiddleware(django_project.hello)(RequestFactory().head("/"))
+        assert (straight.status_code, straight.content) == (429, b"")
         assert text.headers["Content-Type"] == "text/plain; charset=utf-8"
         assert text.content.startswith(b"At most 4 requests in 60 s; try again in ")
         file.close()
@@ -595,6 +607,37 @@ def test_shared_rules_have_tables_of_their_own(tables: Path) -> None:
         ask(False, {"path": "/a/b"}, {"path": "/file"})
         mine = [each.name for each in tables.iterdir() if each.name.startswith("web")]
         assert len(mine) == len(rules) + 1
+
+
+def test_the_document(tables: Path) -> None:
+    """The settings and views in docs/django.md are right."""
+    said = python_of_document(0)
+    nanolimit = {**said["NANOLIMIT"], "MAX_KEYS": 100}
+    with limited(said["MIDDLEWARE"], **nanolimit):
+        answers = ask(False, *[{"method": "POST", "path": "/login"}] * 6)
+        assert [each.status_code for each in answers] == [200] * 5 + [429]
+        shown = python_of_document(1)
+        patterns = [
+            path("login", shown["login"]),
+            path("search", shown["search"]),
+            path("report", shown["Report"].as_view()),
+        ]
+    with views(*patterns):
+        assert [each.status_code for each in ask(False, *[{"path": "/login"}] * 9)] == [200] * 9
+        answers = ask(False, *[{"method": "POST", "path": "/login"}] * 6)
+        # (a fresh count: "login" is another table than that of the rule)
+        assert [each.status_code for each in answers] == [200] * 5 + [429]
+        (found,) = ask(True, {"path": "/search"})
+        assert found.content == b"9 left"
+        assert found.headers[POLICY] == '"search-second";q=10;w=1, "search-hour";q=100;w=3600'
+        answers = ask(False, *[{"path": "/report", "headers": {"X-API-Key": "k"}}] * 21)
+        assert [each.status_code for each in answers] == [200] * 20 + [429]
+    assert {each.name for each in tables.iterdir()} >= {"web", "web.login", "web.report"}
+
+
+def test_without_the_framework() -> None:
+    said = run_without("django", "nanolimit.integrations.django")
+    assert "pip install 'nanolimit[django]'" in said
 
 
 # Real servers

@@ -32,7 +32,7 @@ from rest_framework.settings import api_settings
 from rest_framework.test import APIClient, APIRequestFactory
 from rest_framework.views import APIView
 
-from django_project import Person
+from django_project import Person, python_of_document, run_without
 from nanolimit import RateLimiter
 from nanolimit.integrations import drf
 from nanolimit.integrations.drf import (
@@ -173,6 +173,7 @@ def test_rates_may_change() -> None:
                 drf.clear()
                 assert statuses(client, 8) == [200] * 7 + [429]
         assert AnonRateThrottle.THROTTLE_RATES is api_settings.DEFAULT_THROTTLE_RATES
+        assert statuses(client, 4) == [200, 200, 200, 429]
         with override_settings(NANOLIMIT={"MAX_KEYS": 10}):
             assert statuses(client, 4) == [200, 200, 200, 429]
 
@@ -455,13 +456,13 @@ def test_timers_that_are_patched() -> None:
 
 
 def test_a_wait_is_never_longer_than_the_window() -> None:
-    throttle = type("One", (UserRateThrottle,), {"rate": "1/min"})
+    throttle = type("One", (UserRateThrottle,), {"rate": "1/day"})
     denied = []
     for pk in range(100):
         assert throttle().allow_request(request_of(pk), None)
         denied.append(throttle())
         assert not denied[-1].allow_request(request_of(pk), None)
-    assert all(59 < each.wait() <= 60 for each in denied)
+    assert all(86_399 < each.wait() <= 86_400 for each in denied)
 
 
 # In tests of a project
@@ -523,6 +524,9 @@ def test_shared_tables(tables: Path) -> None:
         )
         assert other.check("throttle_user_1").remaining == 3
         other.close()
+        for limiter in drf._limiters.values():
+            limiter.close()
+        drf._limiters.clear()
         more = type("More", (UserRateThrottle,), {"rate": "7/min"})()
         assert more.allow_request(request_of(1), None)
         assert more.decision is not None
@@ -579,6 +583,27 @@ def test_wrong_settings_show() -> None:
     with override_settings(NANOLIMIT={"MAX_KEY": 5}):
         with pytest.raises(ImproperlyConfigured, match="did you mean 'MAX_KEYS'"):
             UserRateThrottle().allow_request(request_of(1), None)
+
+
+def test_the_document(tables: Path) -> None:
+    """The settings in docs/django.md are right."""
+    said = python_of_document(2)
+    with override_settings(NANOLIMIT={**said["NANOLIMIT"], "MAX_KEYS": 100}):
+        with override_settings(
+            REST_FRAMEWORK={**said["REST_FRAMEWORK"], "DEFAULT_AUTHENTICATION_CLASSES": []}
+        ):
+            classes = api_settings.DEFAULT_THROTTLE_CLASSES
+            with urls(path("a", view_of(*classes))) as client:
+                assert statuses(client, 21) == [200] * 20 + [429]
+    assert any(each.name.startswith("api.throttle-anon-60s") for each in tables.iterdir())
+    for limiter in drf._limiters.values():
+        limiter.close()
+    drf._limiters.clear()
+
+
+def test_without_the_framework() -> None:
+    said = run_without("rest_framework", "nanolimit.integrations.drf")
+    assert "pip install 'nanolimit[drf]'" in said
 
 
 def test_another_cache_is_not_asked() -> None:
