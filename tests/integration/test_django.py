@@ -351,6 +351,9 @@ def test_coroutine_functions_for_key_and_answer() -> None:
         assert answers[2].content == b"later"
         with pytest.raises(ImproperlyConfigured, match=r"NANOLIMIT\['KEY'\] is a coroutine func"):
             ask(False, {})
+    with limited(LIMITER="1/minute", ON_DENIED=denied):
+        with pytest.raises(ImproperlyConfigured, match=r"NANOLIMIT\['ON_DENIED'\] is a coroutine"):
+            ask(False, {})
 
 
 def test_a_limiter_of_the_project() -> None:
@@ -557,8 +560,11 @@ def test_coroutine_function_as_key_of_a_view() -> None:
     with views(path("hello", view)):
         answers = ask(True, {"path": "/hello"}, {"path": "/hello"})
         assert [each.status_code for each in answers] == [200, 429]
-    with pytest.raises(TypeError, match="is a coroutine function, but the view 'hello' is sync"):
-        limit("1/minute", key=key)(hello)
+    for arguments in ({"key": key}, {"on_denied": key}):
+        (name,) = arguments
+        decorate = limit("1/minute", **arguments)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=f"{name} is a coroutine .* view 'hello' is sync"):
+            decorate(hello)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import time_machine
 from django.core import mail
 from django.core.cache import cache, caches
 from django.core.exceptions import ImproperlyConfigured
-from django.test import override_settings
+from django.test import AsyncRequestFactory, override_settings
 from django.urls import path
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -189,6 +189,26 @@ def test_addresses_behind_proxies() -> None:
             assert by("192.0.2.1", "9.9.9.9, 192.0.2.1", "192.0.2.2") == [200, 429, 200]
         with override_settings(REST_FRAMEWORK={**rates, "NUM_PROXIES": 0}):
             assert by("192.0.2.3", "192.0.2.4") == [200, 429]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["wsgi", "asgi"])
+def test_addresses_by_client_ip(asynchronous: bool) -> None:
+    """What docs/django.md advises: a header of trusted proxies only, and IPv6 by network."""
+    said = python_of_document(3)
+    throttle = type("One", (said["AnonRateThrottle"],), {"rate": "1/min"})
+    view = view_of(throttle)
+    factory = AsyncRequestFactory() if asynchronous else APIRequestFactory()
+
+    def by(chain: str) -> int:
+        request = factory.get("/", headers={"X-Forwarded-For": chain})
+        if asynchronous:
+            request.scope["client"] = ["10.0.0.1", 1]
+        else:
+            request.META["REMOTE_ADDR"] = "10.0.0.1"
+        return int(view(request).status_code)
+
+    chains = ["2001:db8::1", "2001:db8::2", "9.9.9.9, 2001:db8::3", "192.0.2.1", "no address"]
+    assert [by(chain) for chain in chains] == [200, 429, 429, 200, 400]
 
 
 # Side by side
