@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse
@@ -220,7 +221,8 @@ def test_user(asynchronous: bool) -> None:
         )
         assert [each.status_code for each in answers] == [200, 200, 429, 200, 429]
     # Asked in the thread of the view, be it the event loop's.
-    assert set(Backend.threads) == {threading.get_ident()}
+    if django.VERSION >= (5, 0) or not asynchronous:
+        assert set(Backend.threads) == {threading.get_ident()}
     assert len(Backend.threads) == 3
 
 
@@ -492,6 +494,8 @@ def test_views_share_one_decorator(asynchronous: bool) -> None:
 @BOTH
 @pytest.mark.parametrize("name", ["dispatch", "get"])
 def test_class_based_views(asynchronous: bool, name: str) -> None:
+    if asynchronous and name == "get" and django.VERSION < (5, 2):
+        pytest.skip("Django's method_decorator takes asynchronous methods from 5.2 on")
     decorate = method_decorator([limit("9/day"), limit("1/minute", key=user())], name=name)
 
     class Sync(View):
