@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import django
@@ -57,6 +61,7 @@ from django.core.asgi import get_asgi_application
 from django.core.wsgi import get_wsgi_application
 from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
+from django.utils.asyncio import async_unsafe
 from rest_framework.exceptions import Throttled
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -79,12 +84,14 @@ class Backend:
 
     threads: list[int] = []  # noqa: RUF012
 
+    @async_unsafe  # as a database is
     def get_user(self, user_id: int) -> Person:
         self.threads.append(threading.get_ident())
         return Person(user_id)
 
     async def aget_user(self, user_id: int) -> Person:
-        return self.get_user(user_id)
+        self.threads.append(threading.get_ident())
+        return Person(user_id)
 
 
 def login_cookie(pk: int) -> dict[str, str]:
@@ -95,6 +102,27 @@ def login_cookie(pk: int) -> dict[str, str]:
     session.save()
     assert session.session_key is not None
     return {settings.SESSION_COOKIE_NAME: session.session_key}
+
+
+def python_of_document(number: int) -> dict[str, Any]:
+    """Run a block of docs/django.md; its names."""
+    document = Path(__file__).parents[2] / "docs" / "django.md"
+    if not document.exists():
+        import pytest  # here, because servers import this too
+
+        pytest.skip("the documents are not at hand: only the tests were copied here")
+    blocks = re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.M | re.S)
+    names: dict[str, Any] = {"__name__": "document"}
+    exec(compile(blocks[number], str(document), "exec"), names)
+    return names
+
+
+def run_without(missing: str, module: str) -> str:
+    """Import a module where another one is not installed; what that says."""
+    code = f"import sys; sys.modules[{missing!r}] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    return done.stderr.strip().splitlines()[-1]
 
 
 def hello(request: Any, **_: Any) -> HttpResponse:

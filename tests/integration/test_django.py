@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse
@@ -23,7 +24,16 @@ from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 
-from django_project import AUTHENTICATION, LIMITING, Backend, ahello, hello, login_cookie
+from django_project import (
+    AUTHENTICATION,
+    LIMITING,
+    Backend,
+    ahello,
+    hello,
+    login_cookie,
+    python_of_document,
+    run_without,
+)
 from nanolimit import ManualClock, RateLimiter
 from nanolimit.integrations.django import (
     InvalidRequestError,
@@ -186,8 +196,11 @@ def test_streams_files_head_and_preflight(asynchronous: bool) -> None:
         assert head.status_code == 200
         assert [POLICY in each.headers for each in preflights] == [False] * 3
         assert options.headers["RateLimit"] == '"default";r=0;t=60'
-        assert (denied.status_code, denied.content) == (429, b"")
+        assert denied.status_code == 429
         assert int(denied.headers["Content-Length"]) > 100
+        # (the clients take bodies from answers to HEAD themselves)
+        straight = RateLimitMiddleware(django_project.hello)(RequestFactory().head("/"))
+        assert (straight.status_code, straight.content) == (429, b"")
         assert text.headers["Content-Type"] == "text/plain; charset=utf-8"
         assert text.content.startswith(b"At most 4 requests in 60 s; try again in ")
         file.close()
@@ -208,7 +221,8 @@ def test_user(asynchronous: bool) -> None:
         )
         assert [each.status_code for each in answers] == [200, 200, 429, 200, 429]
     # Asked in the thread of the view, be it the event loop's.
-    assert set(Backend.threads) == {threading.get_ident()}
+    if django.VERSION >= (5, 0) or not asynchronous:
+        assert set(Backend.threads) == {threading.get_ident()}
     assert len(Backend.threads) == 3
 
 
@@ -338,6 +352,9 @@ def test_coroutine_functions_for_key_and_answer() -> None:
         assert [each.status_code for each in answers] == [200, 200, 429]
         assert answers[2].content == b"later"
         with pytest.raises(ImproperlyConfigured, match=r"NANOLIMIT\['KEY'\] is a coroutine func"):
+            ask(False, {})
+    with limited(LIMITER="1/minute", ON_DENIED=denied):
+        with pytest.raises(ImproperlyConfigured, match=r"NANOLIMIT\['ON_DENIED'\] is a coroutine"):
             ask(False, {})
 
 
@@ -477,6 +494,8 @@ def test_views_share_one_decorator(asynchronous: bool) -> None:
 @BOTH
 @pytest.mark.parametrize("name", ["dispatch", "get"])
 def test_class_based_views(asynchronous: bool, name: str) -> None:
+    if asynchronous and name == "get" and django.VERSION < (5, 2):
+        pytest.skip("Django's method_decorator takes asynchronous methods from 5.2 on")
     decorate = method_decorator([limit("9/day"), limit("1/minute", key=user())], name=name)
 
     class Sync(View):
@@ -545,8 +564,11 @@ def test_coroutine_function_as_key_of_a_view() -> None:
     with views(path("hello", view)):
         answers = ask(True, {"path": "/hello"}, {"path": "/hello"})
         assert [each.status_code for each in answers] == [200, 429]
-    with pytest.raises(TypeError, match="is a coroutine function, but the view 'hello' is sync"):
-        limit("1/minute", key=key)(hello)
+    for arguments in ({"key": key}, {"on_denied": key}):
+        (name,) = arguments
+        decorate = limit("1/minute", **arguments)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=f"{name} is a coroutine .* view 'hello' is sync"):
+            decorate(hello)
 
 
 @pytest.mark.parametrize(
@@ -595,6 +617,37 @@ def test_shared_rules_have_tables_of_their_own(tables: Path) -> None:
         ask(False, {"path": "/a/b"}, {"path": "/file"})
         mine = [each.name for each in tables.iterdir() if each.name.startswith("web")]
         assert len(mine) == len(rules) + 1
+
+
+def test_the_document(tables: Path) -> None:
+    """The settings and views in docs/django.md are right."""
+    said = python_of_document(0)
+    nanolimit = {**said["NANOLIMIT"], "MAX_KEYS": 100}
+    with limited(said["MIDDLEWARE"], **nanolimit):
+        answers = ask(False, *[{"method": "POST", "path": "/login"}] * 6)
+        assert [each.status_code for each in answers] == [200] * 5 + [429]
+        shown = python_of_document(1)
+        patterns = [
+            path("login", shown["login"]),
+            path("search", shown["search"]),
+            path("report", shown["Report"].as_view()),
+        ]
+    with views(*patterns):
+        assert [each.status_code for each in ask(False, *[{"path": "/login"}] * 9)] == [200] * 9
+        answers = ask(False, *[{"method": "POST", "path": "/login"}] * 6)
+        # (a fresh count: "login" is another table than that of the rule)
+        assert [each.status_code for each in answers] == [200] * 5 + [429]
+        (found,) = ask(True, {"path": "/search"})
+        assert found.content == b"9 left"
+        assert found.headers[POLICY] == '"search-second";q=10;w=1, "search-hour";q=100;w=3600'
+        answers = ask(False, *[{"path": "/report", "headers": {"X-API-Key": "k"}}] * 21)
+        assert [each.status_code for each in answers] == [200] * 20 + [429]
+    assert {each.name for each in tables.iterdir()} >= {"web", "web.login", "web.report"}
+
+
+def test_without_the_framework() -> None:
+    said = run_without("django", "nanolimit.integrations.django")
+    assert "pip install 'nanolimit[django]'" in said
 
 
 # Real servers

@@ -20,7 +20,7 @@ import time_machine
 from django.core import mail
 from django.core.cache import cache, caches
 from django.core.exceptions import ImproperlyConfigured
-from django.test import override_settings
+from django.test import AsyncRequestFactory, override_settings
 from django.urls import path
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +32,7 @@ from rest_framework.settings import api_settings
 from rest_framework.test import APIClient, APIRequestFactory
 from rest_framework.views import APIView
 
-from django_project import Person
+from django_project import Person, python_of_document, run_without
 from nanolimit import RateLimiter
 from nanolimit.integrations import drf
 from nanolimit.integrations.drf import (
@@ -173,6 +173,7 @@ def test_rates_may_change() -> None:
                 drf.clear()
                 assert statuses(client, 8) == [200] * 7 + [429]
         assert AnonRateThrottle.THROTTLE_RATES is api_settings.DEFAULT_THROTTLE_RATES
+        assert statuses(client, 4) == [200, 200, 200, 429]
         with override_settings(NANOLIMIT={"MAX_KEYS": 10}):
             assert statuses(client, 4) == [200, 200, 200, 429]
 
@@ -188,6 +189,26 @@ def test_addresses_behind_proxies() -> None:
             assert by("192.0.2.1", "9.9.9.9, 192.0.2.1", "192.0.2.2") == [200, 429, 200]
         with override_settings(REST_FRAMEWORK={**rates, "NUM_PROXIES": 0}):
             assert by("192.0.2.3", "192.0.2.4") == [200, 429]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["wsgi", "asgi"])
+def test_addresses_by_client_ip(asynchronous: bool) -> None:
+    """What docs/django.md advises: a header of trusted proxies only, and IPv6 by network."""
+    said = python_of_document(3)
+    throttle = type("One", (said["AnonRateThrottle"],), {"rate": "1/min"})
+    view = view_of(throttle)
+    factory = AsyncRequestFactory() if asynchronous else APIRequestFactory()
+
+    def by(chain: str) -> int:
+        request = factory.get("/", headers={"X-Forwarded-For": chain})
+        if asynchronous:
+            request.scope["client"] = ["10.0.0.1", 1]
+        else:
+            request.META["REMOTE_ADDR"] = "10.0.0.1"
+        return int(view(request).status_code)
+
+    chains = ["2001:db8::1", "2001:db8::2", "9.9.9.9, 2001:db8::3", "192.0.2.1", "no address"]
+    assert [by(chain) for chain in chains] == [200, 429, 429, 200, 400]
 
 
 # Side by side
@@ -455,13 +476,13 @@ def test_timers_that_are_patched() -> None:
 
 
 def test_a_wait_is_never_longer_than_the_window() -> None:
-    throttle = type("One", (UserRateThrottle,), {"rate": "1/min"})
+    throttle = type("One", (UserRateThrottle,), {"rate": "1/day"})
     denied = []
     for pk in range(100):
         assert throttle().allow_request(request_of(pk), None)
         denied.append(throttle())
         assert not denied[-1].allow_request(request_of(pk), None)
-    assert all(59 < each.wait() <= 60 for each in denied)
+    assert all(86_399 < each.wait() <= 86_400 for each in denied)
 
 
 # In tests of a project
@@ -523,6 +544,9 @@ def test_shared_tables(tables: Path) -> None:
         )
         assert other.check("throttle_user_1").remaining == 3
         other.close()
+        for limiter in drf._limiters.values():
+            limiter.close()
+        drf._limiters.clear()
         more = type("More", (UserRateThrottle,), {"rate": "7/min"})()
         assert more.allow_request(request_of(1), None)
         assert more.decision is not None
@@ -579,6 +603,27 @@ def test_wrong_settings_show() -> None:
     with override_settings(NANOLIMIT={"MAX_KEY": 5}):
         with pytest.raises(ImproperlyConfigured, match="did you mean 'MAX_KEYS'"):
             UserRateThrottle().allow_request(request_of(1), None)
+
+
+def test_the_document(tables: Path) -> None:
+    """The settings in docs/django.md are right."""
+    said = python_of_document(2)
+    with override_settings(NANOLIMIT={**said["NANOLIMIT"], "MAX_KEYS": 100}):
+        with override_settings(
+            REST_FRAMEWORK={**said["REST_FRAMEWORK"], "DEFAULT_AUTHENTICATION_CLASSES": []}
+        ):
+            classes = api_settings.DEFAULT_THROTTLE_CLASSES
+            with urls(path("a", view_of(*classes))) as client:
+                assert statuses(client, 21) == [200] * 20 + [429]
+    assert any(each.name.startswith("api.throttle-anon-60s") for each in tables.iterdir())
+    for limiter in drf._limiters.values():
+        limiter.close()
+    drf._limiters.clear()
+
+
+def test_without_the_framework() -> None:
+    said = run_without("rest_framework", "nanolimit.integrations.drf")
+    assert "pip install 'nanolimit[drf]'" in said
 
 
 def test_another_cache_is_not_asked() -> None:

@@ -130,6 +130,11 @@ class RateLimitMiddleware:
                 "NANOLIMIT['KEY'] is a coroutine function, but the middleware runs in a "
                 "synchronous stack: under WSGI, or with a middleware that is synchronous only"
             )
+        if not self._async and iscoroutinefunction(self._on_denied):
+            raise ImproperlyConfigured(
+                "NANOLIMIT['ON_DENIED'] is a coroutine function, but the middleware runs in a "
+                "synchronous stack: under WSGI, or with a middleware that is synchronous only"
+            )
         if any(asks_user(gate.key) for gate in gates):
             _check_order(type(self))
 
@@ -282,11 +287,13 @@ class ViewLimit:
             around = self._around_coroutine(view, gate)
         else:
             # (method_decorator tries a decorator on a function of its own.)
-            if gate.waits and getattr(view, "__module__", "") != "django.utils.decorators":
-                raise TypeError(
-                    f"the key function {gate.key!r} is a coroutine function, but the view "
-                    f"{getattr(view, '__name__', view)!r} is synchronous"
-                )
+            tried = getattr(view, "__module__", "") == "django.utils.decorators"
+            for what, given in (("key", gate.key), ("on_denied", self._on_denied)):
+                if not tried and (iscoroutinefunction(given) or (what == "key" and gate.waits)):
+                    raise TypeError(
+                        f"{what} is a coroutine function, {shown(given)}, but the view "
+                        f"{getattr(view, '__name__', view)!r} is synchronous"
+                    )
             around = self._around(view, gate)
         around._nanolimit_depth = depth + 1
         return around

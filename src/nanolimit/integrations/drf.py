@@ -13,6 +13,7 @@ requests at the same time, each finds what the others have not written yet.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanolimit.clock import NS_PER_SECOND, shown
 from nanolimit.errors import NanolimitError
+from nanolimit.integrations.address import InvalidRequestError
 from nanolimit.integrations.django import configured
 from nanolimit.integrations.setting import table_of
 from nanolimit.limiter import RateLimiter
@@ -29,6 +31,7 @@ try:
     from django.core import mail  # type: ignore[import-untyped]
     from django.core.exceptions import ImproperlyConfigured  # type: ignore[import-untyped]
     from rest_framework import throttling  # type: ignore[import-untyped]
+    from rest_framework.exceptions import ParseError  # type: ignore[import-untyped]
     from rest_framework.settings import api_settings  # type: ignore[import-untyped]
 except ImportError as _error:
     raise ImportError(
@@ -125,7 +128,10 @@ class SimpleRateThrottle(throttling.SimpleRateThrottle):  # type: ignore[misc]
         """Count the request if it fits, and say whether it did."""
         if self.rate is None:
             return True
-        self.key = self.get_cache_key(request, view)
+        try:
+            self.key = self.get_cache_key(request, view)
+        except InvalidRequestError as error:  # of a key function of ours
+            raise ParseError(str(error)) from None
         if self.key is None:
             return True
         self.now = self.timer()
@@ -349,6 +355,7 @@ def _forget_with(cache: Any) -> None:
         cache.set(_MARK, 1, None)
 
 
+@functools.lru_cache(_MOST_LIMITERS)
 def _parsed(rate: Any) -> tuple[int, int | float]:
     """Return the number and seconds of a rate: a quota, or what DRF makes of its first letter."""
     if not isinstance(rate, str):
