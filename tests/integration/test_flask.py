@@ -6,6 +6,9 @@ import asyncio
 import gc
 import io
 import json
+import re
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -1021,6 +1024,13 @@ def test_bad_places() -> None:
         ratelimit.limit_blueprint(make_app(), "1/minute")  # type: ignore[arg-type]
 
 
+def test_without_flask_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['flask'] = None; import nanolimit.integrations.flask"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("needs Flask: pip install nanolimit[flask]")
+
+
 def test_user_of_the_server() -> None:
     app = make_app()
     RateLimit(app, "1/minute", user())
@@ -1031,6 +1041,16 @@ def test_user_of_the_server() -> None:
         for name in ("ann", "bob", "ann")
     ]
     assert told == [200, 200, 429]
+
+
+def test_the_code_in_the_documentation_runs(tables: Path) -> None:
+    document = EXAMPLES.parent / "docs" / "flask.md"
+    if not document.is_file():
+        pytest.skip("the documentation is not at hand: only the tests were copied here")
+    blocks = re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.M | re.S)
+    assert len(blocks) > 6
+    for block in blocks:
+        exec(compile(block, str(document), "exec"), {"__name__": "document"})
 
 
 # gunicorn

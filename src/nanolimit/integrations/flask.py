@@ -462,6 +462,7 @@ class _Bound:
 
     def __init__(self, extension: RateLimit, app: Flask) -> None:
         self._extension = extension
+        self._app = app  # what `current_app` stands for, without the way there
         self._config = config = app.config
         headers = config.get("NANOLIMIT_HEADERS", extension._headers)
         if headers is not None and not isinstance(headers, str):
@@ -558,7 +559,7 @@ class _Bound:
             found = passes[self._extension] = (
                 not self._config["NANOLIMIT_ENABLED"]
                 or (request.method == "OPTIONS" and _asks_only(request))
-                or (not self._static and _is_static(request))
+                or (not self._static and _is_static(self._app, request))
                 or (exempt is not None and bool(exempt(request)))
             )
         return found
@@ -566,10 +567,10 @@ class _Bound:
     def _around(self, request: Request, method: str) -> list[Limit | None]:
         """Return the limits around the view from the outermost on; None is the default one."""
         limits: list[Limit | None] = []
-        if self._stops(_marks_of_view(request), method, []):
+        if self._stops(_marks_of_view(self._app, request), method, []):
             return limits
         for name in request.blueprints:  # from the innermost on
-            blueprint = current_app.blueprints.get(name)
+            blueprint = self._app.blueprints.get(name)
             if blueprint is None:
                 continue
             own: list[Limit | None] = []
@@ -656,21 +657,20 @@ def _asks_only(request: Request) -> bool:
     )
 
 
-def _is_static(request: Request) -> bool:
+def _is_static(app: Flask, request: Request) -> bool:
     """Say whether a request is for a file of a `static` folder."""
     endpoint = request.endpoint
     if endpoint is None or endpoint.rpartition(".")[2] != "static":
         return False
     name = request.blueprint
-    owner: Any = current_app if name is None else current_app.blueprints.get(name)
+    owner: Any = app if name is None else app.blueprints.get(name)
     return owner is not None and bool(owner.has_static_folder)
 
 
-def _marks_of_view(request: Request) -> list[object]:
+def _marks_of_view(app: Flask, request: Request) -> list[object]:
     """Return the marks of the view that a request is for: on the function, class or method."""
-    view: Any = None
-    if request.endpoint is not None:
-        view = current_app.view_functions.get(request.endpoint)
+    endpoint = request.endpoint
+    view: Any = None if endpoint is None else app.view_functions.get(endpoint)
     if view is None:
         return []
     marks = [*getattr(view, _MARKS, ())]
