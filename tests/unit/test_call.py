@@ -354,6 +354,13 @@ def test_fields_of_several_quotas() -> None:
         "ratelimit-policy",
         '"api per 0.5 s";q=2;w=1, "api per 3600 s";q=100;w=3600',
     )
+    limiter.set_quota("paid", Quota(9, per=0.5))
+    left, policy = fields(limiter.check("paid"), limiter)
+    assert left == ("ratelimit", '"api per 0.5 s";r=8;t=1')
+    assert policy == (
+        "ratelimit-policy",
+        '"api per 0.5 s";q=9;w=1, "api per 3600 s";q=100;w=3600',
+    )
 
 
 def test_a_name_can_break_out_of_no_field() -> None:

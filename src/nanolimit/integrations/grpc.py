@@ -90,6 +90,9 @@ _KINDS = {
 _MARKS = ("experimental_thread_pool", "experimental_non_blocking")
 
 
+_NOT_ABORTED = "abort() of the context returned: the call would go on"
+
+
 class _Refusal(NamedTuple):
     """How a call ends instead of being handled."""
 
@@ -222,18 +225,18 @@ def _tell(context: Any, told: Metadata) -> None:
     context.set_trailing_metadata((*before, *told))
 
 
-def _refuse(context: Any, refusal: _Refusal) -> NoReturn:
+def _refuse(context: Any, refusal: _Refusal) -> None:
+    """End a call. gRPC raises in it, most of the time: its caller does not go on in any case."""
     if refusal.metadata:
         _tell(context, refusal.metadata)
     context.abort(refusal.code, refusal.details)
-    raise RuntimeError("abort() of the context returned: the call would go on")
 
 
 async def _refuse_async(context: Any, refusal: _Refusal) -> NoReturn:
     if refusal.metadata:
         _tell(context, refusal.metadata)
     await context.abort(refusal.code, refusal.details)
-    raise RuntimeError("abort() of the context returned: the call would go on")
+    raise RuntimeError(_NOT_ABORTED)
 
 
 # The functions around a handler's own
@@ -248,6 +251,7 @@ def _around(inner: Any, gate: _Gate) -> Any:
         refusal = decide(context)
         if refusal is not None:
             _refuse(context, refusal)
+            raise RuntimeError(_NOT_ABORTED)
         return inner(request, context, *callback)
 
     return limited
@@ -285,7 +289,8 @@ def _around_async(inner: Any, gate: _Gate, streams: bool, loop: Any) -> Any:
 
         return limited_messages
 
-    # A synchronous handler. It runs in a thread of the server's pool, and so does its check.
+    # A synchronous handler. It runs in a thread of the server's pool, and so does its check. The
+    # abort() of its context returns at once in grpcio 1.60, and the loop does the rest.
     decide = _in_loop(gate, loop) if gate.is_async else gate.decide
 
     if not streams:
@@ -294,6 +299,7 @@ def _around_async(inner: Any, gate: _Gate, streams: bool, loop: Any) -> Any:
             refusal = decide(context)
             if refusal is not None:
                 _refuse(context, refusal)
+                return None
             return inner(request, context)
 
         return limited_sync
@@ -304,6 +310,7 @@ def _around_async(inner: Any, gate: _Gate, streams: bool, loop: Any) -> Any:
         refusal = decide(context)
         if refusal is not None:
             _refuse(context, refusal)
+            return
         yield from inner(request, context)
 
     return limited_sync_messages
