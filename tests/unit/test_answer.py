@@ -43,6 +43,16 @@ def test_the_fields_of_the_draft() -> None:
     }
 
 
+def test_who_has_nothing_left_is_told_when_something_is() -> None:
+    clock = ManualClock()
+    limiter = RateLimiter("2/minute", name="api", clock=clock)
+    limiter.check("me")
+    clock.advance(20)
+    # One is left, and all are in a minute; none is left, and one is in 40 s.
+    assert told(limiter, limiter.peek("me"))["RateLimit"] == '"api";r=1;t=40'
+    assert told(limiter, limiter.check("me"))["RateLimit"] == '"api";r=0;t=40'
+
+
 def test_the_fields_that_are_older() -> None:
     clock = ManualClock()
     limiter = RateLimiter("2/minute", clock=clock)

@@ -148,7 +148,8 @@ class Announcement:
         if decision.allowed:
             # A stamp that was rounded up to its tick would make a minute 61 s.
             window_s = -(-binding.window_ns // NS_PER_SECOND)
-            reset_s = min(math.ceil(decision.reset_after), window_s)
+            after_s = decision.reset_after if decision.remaining else decision.refill_after
+            reset_s = min(math.ceil(after_s), window_s)
         else:
             # Both tell of the same moment, as the draft asks for.
             reset_s = retry_after(decision)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from nanolimit.clock import shown
 from nanolimit.errors import NanolimitError
+from nanolimit.integrations.answer import Announcement
 from nanolimit.integrations.call import (
     Call,
     InvalidCall,
@@ -109,12 +110,12 @@ class _Gate:
         "_cost",
         "_cost_of",
         "_exempt",
-        "_fields",
         "_key",
         "_limiter",
         "_method",
         "_passes_errors",
         "_subject",
+        "_told",
         "is_async",
     )
 
@@ -133,7 +134,7 @@ class _Gate:
         cost: Any,
         exempt: Any,
         passes_errors: bool,
-        headers: str | None,
+        headers: Any,
     ) -> None:
         self._method = method
         self._limiter = limiter
@@ -143,7 +144,7 @@ class _Gate:
         self._cost_of = cost if callable(cost) else None
         self._exempt = exempt
         self._passes_errors = passes_errors
-        self._fields = headers is not None
+        self._told = None if headers is None else Announcement(limiter, headers)
         self._subject = limiter.name.encode("utf-8", "replace").decode()
         self.is_async = any(is_async(each) for each in (key, cost, exempt))
 
@@ -162,7 +163,7 @@ class _Gate:
             decision = self._check(key, cost)
         except Exception as error:
             return self._failed(error)
-        if decision.allowed and not self._fields:
+        if decision.allowed and self._told is None:
             return None
         return self._answer(decision, context)
 
@@ -185,12 +186,12 @@ class _Gate:
             decision = self._check(key, cost)
         except Exception as error:
             return self._failed(error)
-        if decision.allowed and not self._fields:
+        if decision.allowed and self._told is None:
             return None
         return self._answer(decision, context)
 
     def _answer(self, decision: Decision, context: Any) -> _Refusal | None:
-        told = fields(decision, self._limiter) if self._fields else ()
+        told = () if self._told is None else fields(decision, self._told)
         if decision.allowed:
             _tell(context, told)
             return None

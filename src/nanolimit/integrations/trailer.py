@@ -11,11 +11,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from nanolimit.clock import NS_PER_SECOND
-
 if TYPE_CHECKING:
     from nanolimit._core import Decision
-    from nanolimit.limiter import RateLimiter
+    from nanolimit.integrations.answer import Announcement
     from nanolimit.quota import Quota
 
     Metadata = tuple[tuple[str, str | bytes], ...]
@@ -60,41 +58,10 @@ def no_details(denial: Denial, subject: str) -> Metadata:
     return ()
 
 
-def fields(decision: Decision, limiter: RateLimiter) -> Metadata:
-    """Return ``ratelimit`` and ``ratelimit-policy`` (draft-ietf-httpapi-ratelimit-headers-11).
-
-    Of the binding quota, what remains and for how many seconds: until a unit more is free, or the
-    request that was denied would fit. Of all the limiter's quotas, how many units in how many
-    seconds. A policy's name is that of the limiter; of several quotas, with the window behind it.
-    A window that is not of whole seconds is rounded up.
-    """
-    quota = decision.quota
-    quotas = limiter.quotas
-    if len(quotas) == 1:
-        # The one that decided, which for some keys is another than the limiter's.
-        quotas = (quota,)
-    else:
-        quotas = tuple(quota if each.window_ns == quota.window_ns else each for each in quotas)
-    policies = ", ".join(
-        f"{_policy(limiter, each, len(quotas))};q={each.limit};w={_window_s(each)}"
-        for each in quotas
+def fields(decision: Decision, announcement: Announcement) -> Metadata:
+    """Return ``ratelimit-policy`` and ``ratelimit``, with the values that they have in HTTP."""
+    return tuple(
+        (name.decode(), value.decode())
+        for name, value in announcement.raw(decision)
+        if name.startswith(b"ratelimit")
     )
-    after = decision.refill_after if decision.allowed else decision.retry_after
-    left = f"r={decision.remaining};t={math.ceil(after)}"
-    return (
-        ("ratelimit", f"{_policy(limiter, quota, len(quotas))};{left}"),
-        ("ratelimit-policy", policies),
-    )
-
-
-def _window_s(quota: Quota) -> int:
-    return -(-quota.window_ns // NS_PER_SECOND)
-
-
-def _policy(limiter: RateLimiter, quota: Quota, quotas: int) -> str:
-    """Return the name of a policy as a string of RFC 9651, which has printable ASCII only."""
-    name = limiter.name
-    if quotas > 1:
-        name += str(quota).removeprefix(str(quota.limit))
-    printable = "".join(letter if " " <= letter <= "~" else "?" for letter in name)
-    return '"' + printable.replace("\\", "\\\\").replace('"', '\\"') + '"'
