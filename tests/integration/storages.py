@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from limits.aio.strategies import STRATEGIES as AIO_STRATEGIES
-from limits.storage import storage_from_string
+from limits.storage import MemoryStorage, storage_from_string
 from limits.strategies import STRATEGIES
 
 import nanolimit.compat.limits
@@ -17,7 +17,7 @@ PRIVATE = "nanolimit://?clock=python"
 SHARED = "nanolimit://side-by-side?clock=python&max_keys=1000"
 ALL = [MEMORY, PRIVATE, SHARED]
 
-__all__ = ["AIO_STRATEGIES", "ALL", "MEMORY", "PRIVATE", "SHARED", "STRATEGIES", "storage"]
+__all__ = ["AIO_STRATEGIES", "ALL", "MEMORY", "PRIVATE", "SHARED", "STRATEGIES", "still", "storage"]
 
 
 class Asleep:
@@ -27,15 +27,20 @@ class Asleep:
         return True
 
 
-def storage(uri: str) -> Any:
-    """Make a storage whose answers depend on the time alone.
+def still(made: Any) -> Any:
+    """Stop the timer of a storage in memory, so that its answers depend on the time alone.
 
-    memory's timer drops requests that are exactly a window old 10 ms after a hit, and so decides
-    by a race whether they still count. Without it they do.
+    It drops requests that are exactly a window old 10 ms after a hit, and so decides by a race
+    whether they still count; and freezegun shows its thread the real time.
     """
-    made: Any = storage_from_string(uri)
-    if uri == MEMORY:
+    if isinstance(made, MemoryStorage):
         made.timer.cancel()
         made.timer.join()
-        made.timer = Asleep()
+        asleep: Any = Asleep()
+        made.timer = asleep
     return made
+
+
+def storage(uri: str) -> Any:
+    """Make a storage whose answers depend on the time alone."""
+    return still(storage_from_string(uri))
