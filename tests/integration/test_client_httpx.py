@@ -296,7 +296,8 @@ def test_advice_holds_for_all(origin: Origin, manual: ManualClock, answer: Answe
         Answer(301, [("Retry-After", "100"), ("Location", "/")]),
         Answer(500, [("Retry-After", "100")]),
         refused(0),
-        refused("0.0000000001"),  # a tenth of a nanosecond
+        # a tenth of a nanosecond
+        Answer(200, [("X-RateLimit-Remaining", "0"), ("X-RateLimit-Reset", "0.0000000001")]),
         refused("Sun, 06 Nov 1994 08:49:37 GMT"),
         refused("never"),
         Answer(200, [("RateLimit", '"a";r=1;t=100')]),
