@@ -114,6 +114,7 @@ def test_celery(how: list[str], tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "celery", "--workdir", str(EXAMPLES),
         "-A", "celery_app", "worker", "--concurrency", str(WORKERS), "--loglevel", "INFO",
+        "--without-mingle",
     ]  # fmt: skip
     with running(command, log):
         # More rounds than Celery's three retries.
