@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import pickle
 import subprocess
@@ -53,7 +54,7 @@ def session_of(adapter: BaseAdapter) -> requests.Session:
 
 
 def test_threads_share_one_pace(origin: Origin) -> None:
-    limit, per = 5, 0.25
+    limit, per = 5, 0.1
     began_s = time.monotonic()
     with session_of(RateLimitAdapter(Quota(limit, per), pool_maxsize=10)) as session:
         with ThreadPoolExecutor(10) as pool:
@@ -407,3 +408,10 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], said: 
 def test_it_says_what_it_is() -> None:
     text = repr(RateLimitAdapter(RateLimiter("10/second", name="github")))
     assert text.startswith("<RateLimitAdapter of <RateLimiter 'github' 10 per 1 s")
+
+
+def test_without_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "requests", None)
+    monkeypatch.delitem(sys.modules, "nanolimit.integrations.requests")
+    with pytest.raises(ImportError, match=r"pip install 'nanolimit\[requests\]'"):
+        importlib.import_module("nanolimit.integrations.requests")

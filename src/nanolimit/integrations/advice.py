@@ -42,7 +42,7 @@ if TYPE_CHECKING:
             """Return the value of a field, None if there is none."""
 
 
-__all__ = ["LONGEST_S", "advised"]
+__all__ = ["LONGEST_S", "NAMES", "advised"]
 
 #: No advice is longer, in seconds.
 LONGEST_S = 86_400.0
@@ -56,6 +56,11 @@ _REMAINING = (
     ("ratelimit-remaining", "ratelimit-reset"),
     ("x-ratelimit-remaining", "x-ratelimit-reset"),
     ("x-rate-limit-remaining", "x-rate-limit-reset"),
+)
+
+#: The fields that are looked at, in lower case.
+NAMES = frozenset(
+    {"retry-after", "date", "age", "ratelimit", "ratelimit-policy"}.union(*_REMAINING)
 )
 
 # A fraction is not of the standard, but servers send it.

@@ -13,7 +13,6 @@ import threading
 from http import HTTPStatus
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
 from nanolimit.errors import NanolimitError
@@ -25,21 +24,13 @@ from nanolimit.quota import Quota, whole_number
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import timedelta
-    from typing import Protocol
 
     from nanolimit._core import Decision
     from nanolimit.integrations.advice import Headers
     from nanolimit.limiter import Key
 
-    class Addressed(Protocol):
-        """A request of any client whose `url` reads as one."""
 
-        @property
-        def url(self) -> Any:
-            """Where it goes."""
-
-
-__all__ = ["IDEMPOTENT", "Call", "Pacer", "by_host"]
+__all__ = ["IDEMPOTENT", "Call", "Pacer", "origin"]
 
 #: The methods that may be sent twice (RFC 9110, section 9.2.2).
 IDEMPOTENT = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
@@ -64,14 +55,13 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-def by_host(request: Addressed) -> str:
-    """Return the origin that a request goes to, as its key: ``"https://api.example.org"``.
+def origin(scheme: str, host: str, port: int | None) -> str:
+    """Return where a request goes, as a key: ``"https://api.example.org"``.
 
-    Scheme, host and port, in lower case, without the port that the scheme implies (RFC 6454,
-    section 6.2). The same for a request of httpx and of requests, so that both may share a limiter.
+    In lower case, without the port that the scheme implies (RFC 6454, section 6.2). The same for
+    every client, so that they may share a limiter.
     """
-    url = urlsplit(str(request.url))
-    scheme, host, port = url.scheme.lower(), url.hostname or "", url.port
+    scheme, host = scheme.lower(), host.lower()
     if ":" in host:
         host = f"[{host}]"
     if port is None or port == _DEFAULT_PORTS.get(scheme):

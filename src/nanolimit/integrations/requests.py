@@ -11,9 +11,10 @@ It needs requests >= 2.32: ``pip install nanolimit[requests]``.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from nanolimit.errors import RateLimitExceeded
-from nanolimit.integrations.pace import IDEMPOTENT, Pacer, by_host
+from nanolimit.integrations.pace import IDEMPOTENT, Pacer, origin
 from nanolimit.waiting import wait
 
 try:
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
     from nanolimit.quota import Quota
 
 __all__ = ["IDEMPOTENT", "RateLimitAdapter", "RateLimitTimeout", "by_host"]
+
+
+def by_host(request: requests.PreparedRequest) -> str:
+    """Return the origin that a request goes to, as its key: ``"https://api.example.org"``.
+
+    Scheme, host and port. `nanolimit.integrations.httpx` has the same keys.
+    """
+    url = urlsplit(request.url or "")
+    return origin(url.scheme, url.hostname or "", url.port)
 
 
 class RateLimitTimeout(requests.exceptions.Timeout, RateLimitExceeded):
