@@ -78,6 +78,17 @@ class Body(NamedTuple):
     content: bytes
 
 
+class _Constant(NamedTuple):
+    """What is the same in all answers with one binding quota."""
+
+    binding: Quota
+    quotas: tuple[Quota, ...]
+    window_s: int  # rounded up
+    name: bytes  # serialised
+    policies: tuple[bytes, bytes]
+    limit: tuple[bytes, bytes]
+
+
 class Announcement:
     """What is told of one limiter's decisions, in one kind of header fields.
 
@@ -108,7 +119,7 @@ class Announcement:
         # `RateLimit-Policy`.
         self._said: dict[tuple[tuple[Quota, ...], Quota], tuple[str, str, str]] = {}
         # What was said last: most answers say it again.
-        self._last: tuple[Quota, tuple[Quota, ...], bytes, tuple[bytes, bytes]] | None = None
+        self._last: _Constant | None = None
 
     def policy(self, quota: Quota) -> str:
         """Return the name of a quota's policy."""
@@ -143,31 +154,43 @@ class Announcement:
 
     def raw(self, decision: Decision) -> list[tuple[bytes, bytes]]:
         """Return the same as ASGI has them: bytes, names in lower case."""
-        fields: list[tuple[bytes, bytes]] = []
         binding = decision.quota
+        last = self._last
+        # Quotas are the same tuple's, or equal ones, until somebody changes them.
+        if last is None or last.binding is not binding or last.quotas != self.limiter.quotas:
+            last = self._last = self._constant(binding)
+        remaining = decision.remaining
+        fields: list[tuple[bytes, bytes]] = []
         if decision.allowed:
             # A stamp that was rounded up to its tick would make a minute 61 s.
-            window_s = -(-binding.window_ns // NS_PER_SECOND)
-            after_s = decision.reset_after if decision.remaining else decision.refill_after
-            reset_s = min(math.ceil(after_s), window_s)
+            after_s = decision.reset_after if remaining else decision.refill_after
+            reset_s = min(math.ceil(after_s), last.window_s)
         else:
             # Both tell of the same moment, as the draft asks for.
             reset_s = retry_after(decision)
             fields.append((b"retry-after", b"%d" % reset_s))
         if self._draft:
-            quotas = self.limiter.quotas
-            last = self._last
-            if last is None or last[0] is not binding or last[1] != quotas:
-                _, name, policies = self._policy(quotas, binding)
-                last = binding, quotas, name.encode(), (b"ratelimit-policy", policies.encode())
-                self._last = last
-            fields.append(last[3])
-            fields.append((b"ratelimit", b"%b;r=%d;t=%d" % (last[2], decision.remaining, reset_s)))
+            fields.append(last.policies)
+            fields.append((b"ratelimit", b"%b;r=%d;t=%d" % (last.name, remaining, reset_s)))
         if self._x:
-            fields.append((b"x-ratelimit-limit", b"%d" % decision.limit))
-            fields.append((b"x-ratelimit-remaining", b"%d" % decision.remaining))
-            fields.append((b"x-ratelimit-reset", b"%d" % math.ceil(time.time() + reset_s)))
+            fields += (
+                last.limit,
+                (b"x-ratelimit-remaining", b"%d" % remaining),
+                (b"x-ratelimit-reset", b"%d" % math.ceil(time.time() + reset_s)),
+            )
         return fields
+
+    def _constant(self, binding: Quota) -> _Constant:
+        quotas = self.limiter.quotas
+        _, name, policies = self._policy(quotas, binding)
+        return _Constant(
+            binding,
+            quotas,
+            -(-binding.window_ns // NS_PER_SECOND),
+            name.encode(),
+            (b"ratelimit-policy", policies.encode()),
+            (b"x-ratelimit-limit", b"%d" % binding.limit),
+        )
 
     def body(self, decision: Decision, accept: str = "") -> Body:
         """Return the body of a 429, in the form that the client's Accept header prefers."""

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 # The first message of an answer, of whatever kind.
-_STARTS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
+_STARTS = frozenset(("http.response.start", "websocket.accept", "websocket.http.response.start"))
 
 
 class RateLimitMiddleware:
@@ -159,14 +159,15 @@ def announced(send: Send, fields: list[tuple[bytes, bytes]]) -> Send:
     One that the application set itself stays as it is.
     """
 
-    async def announcing(message: Message) -> None:
+    # No coroutine of its own: it hands out that of `send`, message by message.
+    def announcing(message: Message) -> Awaitable[None]:
         if message["type"] in _STARTS:
-            headers = list(message.get("headers", ()))
+            headers = message.get("headers", ())
             # The draft's fields are lists, and may be said again for another policy.
-            said = {name.lower() for name, _ in headers if name.lower() in ONCE}
-            headers += fields if not said else [field for field in fields if field[0] not in said]
-            message = {**message, "headers": headers}
-        await send(message)
+            said = [name.lower() for name, _ in headers if name.lower() in ONCE]
+            more = fields if not said else [field for field in fields if field[0] not in said]
+            message = {**message, "headers": [*headers, *more]}
+        return send(message)
 
     return announcing
 
