@@ -66,13 +66,13 @@ class Counts:
         self.address = address
         self._shelf = Shelf(address)
         # By limit and window: allow(key, amount); and the limiter, with how long a request counts.
-        self.moving = Memo(self._allow)
+        self.moving: Memo[tuple[int, int], Callable[[str, int], bool]] = Memo(self._allow)
         self._looks = Memo(self._look)
         # By window.
         self._fixed = Memo(self._fixed_table)
         self._sliding = Memo(self._sliding_table)
         self._own: dict[tuple[int, int], Callable[[str, int], bool]] = {}
-        self.token = uuid4().hex if token is None else token
+        self.token: str = uuid4().hex if token is None else token
         with lock():
             _counting[self.token] = self
 

@@ -110,11 +110,11 @@ class Announcement:
         check_kind(headers)
         if name is None:
             name = "default" if _UNNAMED.fullmatch(limiter.name) else limiter.name
-        self.limiter = limiter
+        self.limiter: RateLimiter = limiter
         self._name = name
         self._draft = headers in ("draft", "both")
         self._x = headers in ("x", "both")
-        self.silent = headers is None  # on allowed answers
+        self.silent: bool = headers is None  # on allowed answers
         # By the limiter's quotas and the binding one: the first part of `RateLimit`, and the whole
         # `RateLimit-Policy`.
         self._said: dict[tuple[tuple[Quota, ...], Quota], tuple[str, str, str]] = {}

@@ -211,6 +211,8 @@ class ViewLimit:
 
     __slots__ = ("_arguments", "_exempt", "_gates", "_methods", "_on_denied", "limiter")
 
+    limiter: RateLimiter
+
     def __init__(
         self,
         limiter: Limit,

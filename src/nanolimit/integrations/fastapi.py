@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 try:
     from fastapi import Response
     from fastapi.requests import HTTPConnection
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "nanolimit.integrations.fastapi needs FastAPI: pip install 'nanolimit[fastapi]'"
-    ) from error
+    ) from _error
 
 from nanolimit._core import Decision
 from nanolimit.integrations.answer import QUOTA_EXCEEDED

@@ -25,10 +25,10 @@ try:
     from flask import request as current_request
     from werkzeug.exceptions import BadRequest, InternalServerError, TooManyRequests
     from werkzeug.wrappers import Response as AnyResponse
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "nanolimit.integrations.flask needs Flask: pip install nanolimit[flask]"
-    ) from error
+    ) from _error
 
 from nanolimit.clock import shown
 from nanolimit.integrations.answer import _UNNAMED, check_kind, refusal, retry_after
@@ -122,8 +122,8 @@ class Limit:
             limiter = RateLimiter(limiter, shared=shared, on_mismatch="replace")
         self.extension = extension
         self.override_defaults = override_defaults
-        self.exempt = checked_exempt(exempt)
-        self.on_denied = _checked_on_denied(on_denied)
+        self.exempt: Callable[[Any], Any] | None = checked_exempt(exempt)
+        self.on_denied: Callable[..., Any] | None = _checked_on_denied(on_denied)
         self._limit = limiter
         self._key = combine(_method, key) if per_method else key
         self._cost = cost

@@ -70,8 +70,8 @@ class Gate:
             limiter.peek("", cost)  # a cost that could never pass shows here
         if on_error not in ("deny", "allow"):
             raise ValueError(f"on_error must be 'deny' or 'allow', not {shown(on_error)}")
-        self.limiter = limiter
-        self.announcement = Announcement(limiter, headers, name)
+        self.limiter: RateLimiter = limiter
+        self.announcement: Announcement = Announcement(limiter, headers, name)
         self._check = limiter.check
         self._key: Any = key
         self._cost = cost

@@ -156,7 +156,7 @@ class Call:
     def __init__(self, pacer: Pacer, key: Key, again: int) -> None:
         self._pacer = pacer
         self._left = again
-        self.key = key
+        self.key: Key = key
 
     def is_over(self, status: int, headers: Headers) -> bool:
         """Read an answer: heed what it advises, and say whether it is the caller's.

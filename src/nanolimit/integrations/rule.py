@@ -78,17 +78,17 @@ class Rule:
                 "pattern must be a path, or methods and a path, as in '/search' or "
                 f"'GET,POST /search', not {shown(pattern)}"
             )
-        self.pattern = pattern
+        self.pattern: str = pattern
         self._methods = frozenset(methods.split(",")) if methods else None
         if self._methods and "GET" in self._methods:
             self._methods |= {"HEAD"}
         self._fits = re.compile(_regex(path, pattern)).fullmatch
-        self.limiter = None if limiter is None else limiter_of(limiter)
+        self.limiter: RateLimiter | None = None if limiter is None else limiter_of(limiter)
         if key is not None and not callable(key):
             raise TypeError(f"key must be a key function such as client_ip(), not {shown(key)}")
-        self.key = key
-        self.cost = cost
-        self.name = name
+        self.key: KeyFunction | None = key
+        self.cost: int | Callable[[Any], int] | None = cost
+        self.name: str | None = name
 
     def fits(self, method: str, path: str) -> bool:
         """Say whether it holds for such a request."""

@@ -58,7 +58,7 @@ class Setting:
                 mend = f"did you mean {near[0]!r}?" if near else f"it may have {', '.join(KNOWN)}"
                 raise ValueError(f"NANOLIMIT has no {shown(name)}: {mend}")
         self._given = given
-        self.shared = given.get("SHARED")
+        self.shared: Any = given.get("SHARED")
         if self.shared is None:
             for name in _SHARED:
                 if name in given:
@@ -72,15 +72,17 @@ class Setting:
         # What is wrong with a limiter's arguments shows now, also where only throttles make them.
         for name, value in self._private.items():
             _named(name.upper(), partial(RateLimiter, MAX_LIMIT, **{name: value}))
-        self.key = self._key()
-        self.cost = self._callable("COST", 1) if "COST" in given else 1
-        self.exempt = self._callable("EXEMPT", None)
-        self.on_denied = self._callable("ON_DENIED", None)
-        self.headers = given.get("HEADERS", "draft")
-        self.on_error = given.get("ON_ERROR", "deny")
-        self.name = given.get("NAME")
-        self.limiter = self._limiter("LIMITER", given.get("LIMITER"), None)
-        self.rules = [self._rule(number, rule) for number, rule in enumerate(self._rules())]
+        self.key: Any = self._key()
+        self.cost: Any = self._callable("COST", 1) if "COST" in given else 1
+        self.exempt: Any = self._callable("EXEMPT", None)
+        self.on_denied: Any = self._callable("ON_DENIED", None)
+        self.headers: Any = given.get("HEADERS", "draft")
+        self.on_error: Any = given.get("ON_ERROR", "deny")
+        self.name: Any = given.get("NAME")
+        self.limiter: RateLimiter | None = self._limiter("LIMITER", given.get("LIMITER"), None)
+        self.rules: list[Rule] = [
+            self._rule(number, rule) for number, rule in enumerate(self._rules())
+        ]
 
     def options(self, shared: Any) -> dict[str, Any]:
         """Return the arguments of a limiter that has this table, or none."""

@@ -27,10 +27,10 @@ try:
     from starlette.requests import HTTPConnection
     from starlette.responses import Response
     from starlette.websockets import WebSocket, WebSocketState
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "nanolimit.integrations.starlette needs Starlette: pip install 'nanolimit[starlette]'"
-    ) from error
+    ) from _error
 
 from nanolimit.clock import shown
 from nanolimit.integrations.answer import Body, refusal
