@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -419,6 +420,25 @@ def test_more_windows_at_once_than_there_may_be(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("few")
+def test_any_table_that_is_over_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if those that were made before it, or used before it, are all in use."""
+    monkeypatch.setattr(shelf, "_LOOKED_AT", 1)
+    storage: Any = storage_from_string("nanolimit://?clock=python")
+    with freeze_time("2026-03-01 12:00:00") as frozen:
+        for seconds in (1000, 1001, 1002, 1003, 1004, 5, 1005, 1006, 1007):
+            assert storage.acquire_entry("key", 1, seconds)
+        frozen.tick(10)
+        assert storage.acquire_entry("key", 1, 1008)
+        for seconds in range(1000, 1009):
+            assert not storage.acquire_entry("key", 1, seconds)
+        labels = [label.expiry for label in storage._counts._shelf._spare]
+        assert labels == [1003, 1004, 1005, 1006, 1007, 1008]
+        # The least recently used one is looked at first.
+        assert not storage.acquire_entry("key", 1, 1003)
+        assert [label.expiry for label in storage._counts._shelf._spare][-1] == 1003
+
+
+@pytest.mark.usefixtures("few")
 def test_threads_and_tables_that_come_and_go_lose_no_count() -> None:
     storage: Any = storage_from_string("nanolimit://")
     limiter = MovingWindowRateLimiter(storage)
@@ -509,11 +529,15 @@ def test_a_child_forked_while_a_thread_holds_the_lock_is_not_stuck() -> None:
             holding.set()
             done.wait(60)
 
+    def hit() -> bool:
+        signal.alarm(20)  # which ends the child: it is stuck
+        return storage.acquire_entry("key", 1, 60)
+
     thread = threading.Thread(target=hold)
     thread.start()
     try:
         assert holding.wait(60)
-        assert in_child(lambda: storage.acquire_entry("key", 1, 60)) is True
+        assert in_child(hit) is True
     finally:
         done.set()
         thread.join()

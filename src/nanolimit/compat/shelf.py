@@ -31,7 +31,7 @@ MOST = most("sliding-log")
 # A private storage's tables that are kept for good, and those that are beside them.
 RESIDENT = 64
 SPARE = 1024
-# How many of the least recently used ones are looked at for one that may go.
+# How many of the least recently used ones are looked at first for one that may go.
 _LOOKED_AT = 16
 # The limits up to which a table can keep its keys in less memory.
 _CLASSES = (6, 2047, MOST)
@@ -192,15 +192,21 @@ class Shelf:
         return limiter
 
     def _make_room(self) -> None:
-        for label in list(self._spare)[:_LOOKED_AT]:
-            if not len(self._spare[label]):
-                self._spare.pop(label).close()
+        # Mostly one of those that were not used for longest will do.
+        self._drop_idle(list(self._spare)[:_LOOKED_AT])
+        if len(self._spare) >= SPARE:
+            self._drop_idle(list(self._spare))
         if len(self._spare) >= SPARE:
             raise NanolimitError(
                 f"more than {RESIDENT + SPARE} different windows and limits are in use in this "
                 f"storage at once: round what you make of your users' wishes, or use a shared "
                 f"table, nanolimit:///path/of/a/table, which has no such bound"
             )
+
+    def _drop_idle(self, labels: list[Label]) -> None:
+        for label in labels:
+            if not len(self._spare[label]):
+                self._spare.pop(label).close()
 
     def _made(self, label: Label) -> RateLimiter:
         address = self._address
