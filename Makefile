@@ -92,6 +92,7 @@ bench: $(MADE)/package $(MADE)/group-bench ## the benchmarks, peers side by side
 	$(PY) benchmarks/shared.py
 	$(PY) benchmarks/waiting.py
 	$(PY) benchmarks/web.py
+	$(PY) benchmarks/replacements.py
 
 # --- for those who change it ------------------------------------------------------------------------------------------
 
