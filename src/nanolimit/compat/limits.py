@@ -139,7 +139,7 @@ class NanolimitStorage(
     elsewhere it begins anew.
     """
 
-    STORAGE_SCHEME = ["nanolimit"]  # noqa: RUF012  # limits declares it so
+    STORAGE_SCHEME: list[str] | None = ["nanolimit"]  # noqa: RUF012  # limits declares it so
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         """Count in the key's fixed window, and return how many there are now.
@@ -227,7 +227,7 @@ class AsyncNanolimitStorage(
     loop's thread, and takes a microsecond or two.
     """
 
-    STORAGE_SCHEME = ["async+nanolimit"]  # noqa: RUF012  # limits declares it so
+    STORAGE_SCHEME: list[str] | None = ["async+nanolimit"]  # noqa: RUF012  # limits declares it so
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         """Do as `NanolimitStorage.incr`."""
