@@ -211,7 +211,10 @@ class NanolimitStorage(
 
     def clear_sliding_window(self, key: str, expiry: int) -> None:
         """Forget the key's sliding window counters of that length."""
-        self._counts.clear_sliding(key, expiry)
+        try:
+            self._counts.clear_sliding(key, expiry)
+        except NanolimitError as error:  # limits 5.0 does not wrap this one
+            self._raise(error)
 
 
 class AsyncNanolimitStorage(
@@ -289,7 +292,10 @@ class AsyncNanolimitStorage(
 
     async def clear_sliding_window(self, key: str, expiry: int) -> None:
         """Do as `NanolimitStorage.clear_sliding_window`."""
-        self._counts.clear_sliding(key, expiry)
+        try:
+            self._counts.clear_sliding(key, expiry)
+        except NanolimitError as error:
+            self._raise(error)
 
 
 # limits wraps each method of a storage in one that wraps its errors. That costs a frame of Python
