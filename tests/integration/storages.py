@@ -8,9 +8,7 @@ from limits.aio.strategies import STRATEGIES as AIO_STRATEGIES
 from limits.storage import MemoryStorage, storage_from_string
 from limits.strategies import STRATEGIES
 
-import nanolimit.compat.limits
-
-SCHEMES = {nanolimit.compat.limits.NanolimitStorage.STORAGE_SCHEME[0]}
+import nanolimit.compat.limits  # noqa: F401  # registers nanolimit://
 
 MEMORY = "memory://"
 PRIVATE = "nanolimit://?clock=python"

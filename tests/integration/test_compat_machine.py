@@ -155,16 +155,11 @@ class SlidingBeside(Beside):
     name = "sliding-window-counter"
 
 
-class TestMoving(MovingBeside.TestCase):  # type: ignore[name-defined,misc]
-    settings = settings(max_examples=60)
-
-
-class TestFixed(FixedBeside.TestCase):  # type: ignore[name-defined,misc]
-    settings = settings(max_examples=60)
-
-
-class TestSliding(SlidingBeside.TestCase):  # type: ignore[name-defined,misc]
-    settings = settings(max_examples=60)
+TestMoving = MovingBeside.TestCase
+TestFixed = FixedBeside.TestCase
+TestSliding = SlidingBeside.TestCase
+for _case in (TestMoving, TestFixed, TestSliding):
+    _case.settings = settings(max_examples=60)
 
 
 @pytest.mark.parametrize("uri", [MEMORY, PRIVATE])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -39,6 +40,19 @@ MOST = 16_777_216
 
 def files(tables: Path) -> list[str]:
     return sorted(path.name for path in tables.iterdir())
+
+
+# The documentation
+
+
+def test_the_code_in_the_documentation_runs(tables: Path) -> None:
+    document = Path(__file__).resolve().parents[2] / "docs" / "limits.md"
+    if not document.exists():
+        pytest.skip("the documents are not at hand: only the tests were copied here")
+    codes = re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.M | re.S)
+    assert len(codes) == 4
+    for code in codes:
+        python(code)
 
 
 # The URI

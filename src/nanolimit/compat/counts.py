@@ -62,17 +62,22 @@ class Memo(dict[K, V]):
 class Counts:
     """All that one storage has counted. Thread-safe."""
 
+    address: Address
+    token: str
+    # By limit and window: allow(key, amount).
+    moving: Memo[tuple[int, int], Callable[[str, int], bool]]
+
     def __init__(self, address: Address, token: str | None = None) -> None:
         self.address = address
         self._shelf = Shelf(address)
-        # By limit and window: allow(key, amount); and the limiter, with how long a request counts.
-        self.moving: Memo[tuple[int, int], Callable[[str, int], bool]] = Memo(self._allow)
+        self.moving = Memo(self._allow)
+        # By limit and window too: the limiter, and for how long a request counts.
         self._looks = Memo(self._look)
         # By window.
         self._fixed = Memo(self._fixed_table)
         self._sliding = Memo(self._sliding_table)
         self._own: dict[tuple[int, int], Callable[[str, int], bool]] = {}
-        self.token: str = uuid4().hex if token is None else token
+        self.token = uuid4().hex if token is None else token
         with lock():
             _counting[self.token] = self
 
