@@ -638,24 +638,16 @@ def test_another_cache_is_not_asked() -> None:
 # Real servers
 
 
-def server(kind: str, log: Path) -> Server:
+def server(log: Path) -> Server:
     here = str(Path(django_project.__file__).parent)
-    options = {
-        "gunicorn": [
-            "gunicorn", "--bind", "fd://{fd}", "--workers", str(WORKERS), "--chdir", here,
-            "--threads", "2", "--no-control-socket", "django_project:application",
-        ],
-        "uvicorn": [
-            "uvicorn", "--fd", "{fd}", "--workers", str(WORKERS), "--app-dir", here,
-            "--no-access-log", "--lifespan", "off", "--timeout-worker-healthcheck", "2",
-            "django_project:asgi_application",
-        ],
-    }[kind]  # fmt: skip
-    return Server(*options, limit=QUOTA, table="drf", log=log, workers=WORKERS)
+    return Server(
+        "gunicorn", "--bind", "fd://{fd}", "--workers", str(WORKERS), "--chdir", here,
+        "--threads", "2", "--no-control-socket", "django_project:application",
+        limit=QUOTA, table="drf", log=log, workers=WORKERS,
+    )  # fmt: skip
 
 
 @pytest.mark.usefixtures("tables")
-@pytest.mark.parametrize("kind", ["gunicorn", "uvicorn"])
-def test_four_workers_admit_exactly_the_limit(kind: str, tmp_path: Path) -> None:
-    with server(kind, tmp_path / "log") as running:
+def test_four_workers_admit_exactly_the_limit(tmp_path: Path) -> None:
+    with server(tmp_path / "log") as running:
         check_windows(running)
