@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tools import missing
+from tools import at_hand, missing
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -41,8 +41,7 @@ class Server:
         """
         if importlib.util.find_spec(arguments[0]) is None:
             missing(arguments[0])
-        if not EXAMPLES.is_dir():
-            pytest.skip("the examples are not at hand: only the tests were copied here")
+        at_hand(EXAMPLES)
         self._arguments = arguments
         self._environment = {**os.environ, "LIMIT": limit, "TABLE": table}
         self._log = log

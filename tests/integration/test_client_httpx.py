@@ -27,6 +27,7 @@ from nanolimit.integrations.httpx import (
 )
 from origin import Answer, Origin, always, check_pace, first
 from server import EXAMPLES
+from tools import at_hand
 from waiters import PATIENCE_S, Waiting, lines, until, waiting
 
 Library = Callable[[Callable[[], Any]], None]
@@ -724,10 +725,8 @@ def test_they_say_what_they_are() -> None:
 
 def test_the_example() -> None:
     """Those that are sent again are all served. (How the others fare, is the machine's affair.)"""
-    if not EXAMPLES.is_dir():
-        pytest.skip("the examples are not at hand: only the tests were copied here")
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / "client.py")],
+        [sys.executable, "-W", "error", str(at_hand(EXAMPLES / "client.py"))],
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,

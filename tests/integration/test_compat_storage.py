@@ -33,6 +33,7 @@ from nanolimit.compat.epoch import EpochClock, closed_window_s, counted_s, tick_
 from nanolimit.compat.limits import AsyncNanolimitStorage, NanolimitStorage
 from sharing import in_child, python
 from storages import STRATEGIES
+from tools import at_hand
 
 FIVE = RateLimitItemPerMinute(5)
 MOST = 16_777_216
@@ -46,9 +47,7 @@ def files(tables: Path) -> list[str]:
 
 
 def test_the_code_in_the_documentation_runs(tables: Path) -> None:
-    document = Path(__file__).resolve().parents[2] / "docs" / "limits.md"
-    if not document.exists():
-        pytest.skip("the documents are not at hand: only the tests were copied here")
+    document = at_hand(Path(__file__).resolve().parents[2] / "docs" / "limits.md")
     codes = re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.M | re.S)
     assert len(codes) == 4
     for code in codes:

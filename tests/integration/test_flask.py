@@ -38,6 +38,7 @@ from nanolimit.integrations.flask import (
 )
 from saturation import QUOTA, check_windows
 from server import EXAMPLES, WORKERS, Server
+from tools import at_hand
 
 
 def make_app(name: str = "app", **config: Any) -> Flask:
@@ -1044,9 +1045,7 @@ def test_user_of_the_server() -> None:
 
 
 def test_the_code_in_the_documentation_runs(tables: Path) -> None:
-    document = EXAMPLES.parent / "docs" / "flask.md"
-    if not document.is_file():
-        pytest.skip("the documentation is not at hand: only the tests were copied here")
+    document = at_hand(EXAMPLES.parent / "docs" / "flask.md")
     blocks = re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.M | re.S)
     assert len(blocks) > 6
     for block in blocks:

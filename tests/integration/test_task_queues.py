@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from server import EXAMPLES
-from tools import missing
+from tools import at_hand, missing
 from waiters import until
 from windows import Span, over_admission
 
@@ -60,8 +60,7 @@ def redis(
     for name in ("redis", "celery", "rq"):
         if importlib.util.find_spec(name) is None:
             missing(name)
-    if not EXAMPLES.is_dir():
-        pytest.skip("the examples are not at hand: only the tests were copied here")
+    at_hand(EXAMPLES)
     path = tmp_path / "redis.sock"
     monkeypatch.setenv("LIMIT", f"{LIMIT}/{WINDOW_NS / 1e9:g}s")
     monkeypatch.setenv("BROKER", f"redis+socket://{path}")
