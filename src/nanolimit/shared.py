@@ -250,15 +250,12 @@ def _part_names(table: TableInfo) -> list[str]:
 def _with_parts(table: TableInfo, others: Mapping[str, TableInfo]) -> TableInfo:
     """The table with those that belong to it, of the others of its directory."""
     parts, missing = [], []
-    for number, name in enumerate(_part_names(table), 1):
-        is_records = name == f"{table.name}.{RECORDS}"
+    for name in _part_names(table):
         part = others.get(name)
         # One that can't be read stands in the limiter's way, whatever it is.
         if part is not None and (part.quota is None or part.part_of == table.name):
-            if part.quota is None or part.number == (None if is_records else number):
-                parts.append(replace(part, part_of=table.name))
-                continue
-        if not is_records:
+            parts.append(replace(part, part_of=table.name))
+        elif name != f"{table.name}.{RECORDS}":
             missing.append(name)
     return replace(table, parts=tuple(parts), missing_parts=tuple(missing))
 
