@@ -299,7 +299,9 @@ def overview(
             no_wrap=True,
             overflow="crop" if frame.ascii_only else "ellipsis",
         )
-    room = len(readings) if frame.lines is None else max(1, frame.lines - 4)
+    # The head, how many more there are, those that can't be watched, a blank line and the footer.
+    others = 2 + bool(unusable) + 2 * bool(footer)
+    room = len(readings) if frame.lines is None else max(1, frame.lines - others)
     first = 0 if chosen is None else max(0, min(chosen - room // 2, len(readings) - room))
     for number, reading in enumerate(readings[first : first + room], first):
         mark = "" if chosen is None else "> " if number == chosen else "  "
@@ -308,7 +310,7 @@ def overview(
         grid.add_row(*row, style="bold" if number == chosen else "")
     lines: list[RenderableType] = [grid]
     if len(readings) > room:
-        lines.append(Text(f"{len(readings) - room:,} more", style="dim"))
+        lines.append(_fitted(Text(f"{len(readings) - room:,} more", style="dim"), frame))
     if unusable:
         listed = ", ".join(frame.safe(name) for name in unusable[:5])
         more = ", ..." if len(unusable) > 5 else ""

@@ -15,7 +15,7 @@ from rich.text import Text
 from nanolimit import Quota, shared
 from nanolimit.algorithm import DEFAULT
 from nanolimit.cli import quota as quotas
-from nanolimit.cli.report import printable, share
+from nanolimit.cli.report import clipped, printable, share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -258,7 +258,7 @@ def show(console: Console, table: TableInfo) -> None:
         console.print(Text(printable(table.problem), style="yellow"), soft_wrap=True)
     if table.processes:
         console.print()
-        console.print(_processes(table))
+        console.print(_processes(table, console.width))
     if table.parts or table.missing_parts:
         console.print()
         console.print(_parts(table))
@@ -306,12 +306,14 @@ def _add_fill(grid: Table, table: TableInfo) -> None:
         grid.add_row(name, _count(getattr(table, name)))
 
 
-def _processes(table: TableInfo) -> Table:
+def _processes(table: TableInfo, columns: int) -> Table:
     """A line for each process; one that has several limiters on the table is named once."""
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     grid.add_column("process", justify="right", header_style="dim")
     grid.add_column("started", header_style="dim", no_wrap=True)
     grid.add_column("command", header_style="dim", no_wrap=True, overflow="ellipsis")
+    # Cut here: rich would take the room for a long one from the other columns.
+    room = max(10, columns - 36)
     for process in dict.fromkeys(table.processes):
         if not process.alive:
             started = "has died"
@@ -322,7 +324,7 @@ def _processes(table: TableInfo) -> Table:
         grid.add_row(
             str(process.pid),
             Text(started, style="" if process.alive else "yellow"),
-            Text(printable(process.command or "")),
+            Text(clipped(printable(process.command or ""), room)),
         )
     return grid
 
