@@ -145,6 +145,10 @@ class TableInfo:
     max_limit: int | None = None
     """The limit that it was laid out for: how far `set_limit` may go, or a little more."""
 
+    track_top: int | None = None
+    """How many of the keys that are denied most it has room for; they are kept by those of its
+    limiters that were made with `track_top`."""
+
     number: int | None = None
     """Which of its limiter's quotas it counts, from 0 on. None for the table of what else there is
     of its keys: blocks, penalties, quotas of their own."""
@@ -337,6 +341,7 @@ def _inspected(
             pid_namespace=header["pid_namespace"],
             time_namespace=header["time_namespace"],
             max_limit=header["layout_limit"],
+            track_top=config.track_top,
             number=None if config.number == RECORDS_NUMBER else config.number,
             part_of=_part_of(place.name, config.number),
             _quotas=config.quotas,

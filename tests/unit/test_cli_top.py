@@ -8,11 +8,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from nanolimit import Quota, RateLimiter, Stats, shared
+from nanolimit import Quota, RateLimiter, Stats, TopKey, shared
 from nanolimit.errors import SharedTableError
 from sharing import needs_shared
 
@@ -44,16 +44,6 @@ class Clocks:
         return 1_700_000_000.0 + self.now_s
 
 
-class Key(NamedTuple):
-    """As TopKey."""
-
-    key: object
-    denied: int
-    error: int
-    last_denied: float
-    exact: bool = True
-
-
 def stats(allowed: int = 0, denied: int = 0, **items: int) -> Stats:
     fields = {"keys": 0, "evicted": 0, "overflowed": 0, "memory_bytes": 4096, "capacity": 100}
     more = {name: items.pop(name) for name in ("stalled", "would_deny") if name in items}
@@ -74,8 +64,9 @@ class FakeWatch:
     def __init__(self, path: Path) -> None:
         self.name, self.path = path.name, str(path)
         self.track_top = 100
+        self.own_clock = False
         self.now: Stats | Exception = stats()
-        self.keys: list[Key] = []
+        self.keys: list[TopKey] = []
         self.closed = False
 
     def stats(self) -> Stats:
@@ -83,7 +74,7 @@ class FakeWatch:
             raise self.now
         return self.now
 
-    def top(self, n: int = 10) -> list[Key]:
+    def top(self, n: int = 10) -> list[TopKey]:
         assert n == 1000, "the share is of all that are kept"
         return self.keys[:n]
 
@@ -102,7 +93,7 @@ class Scene:
         self.looks: list[float] = []
         self.look_takes_s = 0.0
         self.missing = False
-        self.info = shared.TableInfo(path.name, str(path), 7, own_clock=False, number=0)
+        self.info = shared.TableInfo(path.name, str(path), 7, number=0)
         self.pulse = Pulse("api", 2, clocks=self.clocks, watch=self._watch, look=self._look)
 
     @property
@@ -234,7 +225,7 @@ def test_close_is_safe_twice(scene: Scene) -> None:
 
 
 def test_offenders_and_their_shares(scene: Scene) -> None:
-    scene.watch.keys = [Key("a", 60, 0, 0.0), Key("b", 30, 5, 0.0), Key("c", 10, 0, 0.0)]
+    scene.watch.keys = [TopKey("a", 60, 0, 0.0), TopKey("b", 30, 5, 0.0), TopKey("c", 10, 0, 0.0)]
     reading = scene.beat(stats())
     assert reading.top is not None
     assert [(each.key, each.denied, each.error, each.share) for each in reading.top] == [
@@ -251,8 +242,8 @@ def test_a_table_that_keeps_no_offenders(scene: Scene) -> None:
 
 
 def test_last_denials_by_a_clock_of_its_own(scene: Scene) -> None:
-    scene.watch.keys = [Key("a", 1, 0, 123.5)]
-    scene.info = replace(scene.info, own_clock=True)
+    scene.watch.keys = [TopKey("a", 1, 0, 123.5)]
+    scene.watch.own_clock = True
     reading = scene.beat(stats())
     assert reading.top is not None
     assert reading.ago_s(reading.top[0]) is None
@@ -263,7 +254,7 @@ def test_last_denials_by_a_clock_of_its_own(scene: Scene) -> None:
 
 def test_last_denials_by_the_systems_clock(scene: Scene) -> None:
     now = scene.clocks.time() + 1.0
-    scene.watch.keys = [Key("a", 1, 0, now - 45), Key("b", 1, 0, now + 3)]
+    scene.watch.keys = [TopKey("a", 1, 0, now - 45), TopKey("b", 1, 0, now + 3)]
     reading = scene.beat(stats())
     assert reading.top is not None
     assert [reading.ago_s(each) for each in reading.top] == [45.0, 0.0]
@@ -280,7 +271,7 @@ def test_last_denials_by_the_systems_clock(scene: Scene) -> None:
     ],
 )
 def test_keys_as_text(key: object, text: str, kind: str, scene: Scene) -> None:
-    scene.watch.keys = [Key(key, 1, 0, 0.0, False)]
+    scene.watch.keys = [TopKey(key, 1, 0, 0.0, False)]
     reading = scene.beat(stats())
     (told,) = told_top(reading)
     assert (told["key"], told["key_type"], told["exact"]) == (text, kind, False)
@@ -306,7 +297,7 @@ TOP_FIELDS = [
 
 
 def test_the_fields_of_json(scene: Scene) -> None:
-    scene.watch.keys = [Key("a\x1b[31m", 4, 1, scene.clocks.time())]
+    scene.watch.keys = [TopKey("a\x1b[31m", 4, 1, scene.clocks.time())]
     live = shared.Process(7, True)
     scene.info = replace(scene.info, live_keys=2, processes=(live, live, shared.Process(8, False)))
     scene.beat(stats(1, 1))

@@ -84,7 +84,12 @@ class Reading:
 
     quotas: tuple[Quota, ...] = ()
     algorithm: str | None = None
+    own_clock: bool | None = None
+    """Whether the table's limiters bring a clock of their own."""
+
     track_top: int = 0
+    """How many offenders it has room for."""
+
     stats: Stats | None = None
     interval_s: float | None = None
     """Seconds since the beat before; None for the first one, and the first of a new table."""
@@ -101,11 +106,6 @@ class Reading:
 
     beats: int = 0
     """How many there were in all: `history` is the last of them."""
-
-    @property
-    def own_clock(self) -> bool:
-        """Whether the table's limiters bring a clock of their own."""
-        return self.info is not None and bool(self.info.own_clock)
 
     @property
     def live_keys(self) -> int | None:
@@ -130,7 +130,7 @@ class Reading:
         """The object that ``top --json`` has for a table. Fields are added to it, never renamed or
         removed (see docs/cli.md).
         """
-        stats, rate, info = self.stats, self.rate, self.info
+        stats, rate = self.stats, self.rate
         return {
             "name": self.name,
             "path": self.path,
@@ -138,7 +138,7 @@ class Reading:
             "note": self.note,
             "quotas": [{"limit": quota.limit, "per": quota.per} for quota in self.quotas],
             "algorithm": self.algorithm,
-            "own_clock": self.own_clock if info else None,
+            "own_clock": self.own_clock,
             "allowed": stats.allowed if stats else None,
             "denied": stats.denied if stats else None,
             "would_deny": stats.would_deny if stats else None,
@@ -274,6 +274,7 @@ class Pulse:
             note=self._note,
             quotas=tuple(watch.quotas),
             algorithm=watch.algorithm,
+            own_clock=watch.own_clock,
             track_top=watch.track_top,
             stats=stats,
             interval_s=interval_s,
@@ -349,6 +350,7 @@ class Pulse:
             note=self._note,
             quotas=last.quotas,
             algorithm=last.algorithm,
+            own_clock=last.own_clock,
             track_top=last.track_top,
             stats=last.stats,
             top=None,

@@ -129,6 +129,8 @@ def _title(reading: Reading, frame: Frame) -> list[Text]:
     ]
     if reading.own_clock:
         lines.append(_line("clock", "its limiters bring one of their own: live keys can't be told"))
+    if reading.info is not None and reading.info.state == "stale":
+        lines.append(_line("state", ("of another boot: the next limiter makes it anew", "yellow")))
     if reading.note:
         lines.append(_line("note", (frame.safe(reading.note), "yellow")))
     if reading.problem:
@@ -235,10 +237,12 @@ def _offenders(reading: Reading, frame: Frame, room: int | None) -> list[Text]:
     if reading.problem:
         return []
     if not reading.track_top:
-        text = "Who is denied most is not kept: make its limiters with track_top=100."
+        text = "It has no room for who is denied most: make its limiters with track_top=100."
         return [Text(text, style="dim")]
     if not reading.top:
-        return [title, Text("nobody", style="dim")]
+        # Any table has room for them.
+        text = "nobody, as far as its limiters were made with track_top=100: others don't tell"
+        return [title, Text(text, style="dim")]
     shown = reading.top if room is None else reading.top[: max(0, room - 2)]
     head = f"{'denied':>11}  {'error':>9}  {'share':>8}  {'last':>9}"
     columns = max(8, frame.columns - len(head) - 2)

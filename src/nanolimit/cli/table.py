@@ -158,6 +158,7 @@ def as_json(table: TableInfo) -> dict[str, object]:
         "quotas": [{"limit": quota.limit, "per": quota.per} for quota in table.quotas],
         "max_log": table.max_log,
         "max_limit": table.max_limit,
+        "track_top": table.track_top,
         "layout_version": table.layout_version,
         "boot_id": table.boot_id,
         "pid_namespace": table.pid_namespace,
@@ -290,6 +291,8 @@ def _add_config(grid: Table, table: TableInfo) -> None:
         grid.add_row("typical", f"room for {_count(table.typical)} requests a key on average")
     if table.max_log is not None:
         grid.add_row("max_log", f"{_count(table.max_log)} requests a key")
+    if table.track_top:
+        grid.add_row("offenders", f"room for the {_count(table.track_top)} keys denied most")
     clock = "its limiters bring one of their own" if table.own_clock else "the system's"
     grid.add_row("clock", clock)
 
