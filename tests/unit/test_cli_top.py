@@ -459,23 +459,36 @@ def test_sparklines() -> None:
 
 
 def test_a_column_stays_what_it_is(reading: Reading) -> None:
-    # A hundred columns for 300 beats: three make one.
-    history = [Rate(float(number), 0.0) for number in range(100)]
+    history = [Rate(float(number), 0.0) for number in range(200)]
     seen: dict[int, set[float]] = {}
-    for beats in range(10, 100):
+    for beats in range(100, 200):
+        kept = replace(reading, history=tuple(history[beats - 100 : beats]), beats=beats)
         each, columns = screen._columns(
-            replace(reading, history=tuple(history[max(0, beats - 40) : beats]), beats=beats),
-            Frame(120),
-            100,
-            lambda rate: rate.allowed_per_s,
+            kept, Frame(120, interval_s=3.0), 25, lambda rate: rate.allowed_per_s
         )
-        assert each == 3.0
-        newest = (beats - 1) // 3
+        assert each == 15.0, "five beats make one"
+        assert len(columns) <= 25
+        newest = (beats - 1) // 5
         for back, mean in enumerate(reversed(columns)):
             if 0 < back < len(columns) - 1:  # those that are whole
                 assert mean is not None
                 seen.setdefault(newest - back, set()).add(mean)
-    assert all(means == {3.0 * column + 1} for column, means in seen.items()), seen
+    assert len(seen) > 30
+    assert all(means == {5.0 * column + 2} for column, means in seen.items()), seen
+
+
+def test_all_beats_that_are_kept_are_shown(reading: Reading) -> None:
+    for beats, columns in ((1, 8), (6, 8), (7, 8), (600, 8), (600, 60), (600, 200), (77, 20)):
+        history = (Rate(5.0, 0.0),) * beats
+        each, means = screen._columns(
+            replace(reading, history=history, beats=beats),
+            Frame(120),
+            columns,
+            lambda rate: rate.allowed_per_s,
+        )
+        assert len(means) <= columns
+        assert len(means) * each >= beats
+        assert set(means) == {5.0}
 
 
 @pytest.mark.parametrize(

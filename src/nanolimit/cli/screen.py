@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from nanolimit.cli.pulse import Offender, Rate, Reading
 
 _LABEL_COLUMNS = 12
-# How long a time the picture of the rates spans, if there is room.
-_SPAN_S = 300.0
+# How many beats may make a column of the picture of the rates.
+_BEATS = (1, 2, 5, 10, 20, 50, 100)
 _FULL_SHARE = 0.9
 _MOST_MARKS = 2
 
@@ -179,8 +179,12 @@ def _rates(reading: Reading, frame: Frame) -> list[Text]:
 def _columns(
     reading: Reading, frame: Frame, columns: int, value: Callable[[Rate], float]
 ) -> tuple[float, list[float | None]]:
-    """Means of as many beats as make a column: how many seconds it spans, and the columns."""
-    each = max(1, -(-round(_SPAN_S / frame.interval_s) // columns))
+    """Means of as many beats as make a column: how many seconds it spans, and the columns.
+
+    All that is kept is shown: a column spans the more, the longer one has looked.
+    """
+    beats = len(reading.history)
+    each = next((each for each in _BEATS if beats // each + 2 <= columns), _BEATS[-1])
     # Beats are numbered from the first on, so that a column stays what it is until it leaves.
     first = reading.beats - len(reading.history)
     sums: dict[int, list[float]] = {}
@@ -241,7 +245,7 @@ def _offenders(reading: Reading, frame: Frame, room: int | None) -> list[Text]:
         return [Text(text, style="dim")]
     if not reading.top:
         # Any table has room for them.
-        text = "nobody, as far as its limiters were made with track_top=100: others don't tell"
+        text = "nobody (limiters that were made without track_top=100 don't tell)"
         return [title, Text(text, style="dim")]
     shown = reading.top if room is None else reading.top[: max(0, room - 2)]
     head = f"{'denied':>11}  {'error':>9}  {'share':>8}  {'last':>9}"
