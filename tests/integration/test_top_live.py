@@ -277,6 +277,15 @@ def test_it_draws_and_goes_on(workers: Callable[..., list[Worker]]) -> None:
         assert screen.ended() == 0
 
 
+def test_the_only_table_needs_no_name(workers: Callable[..., list[Worker]]) -> None:
+    workers(1)
+    with terminal("--interval", "0.2") as screen:
+        lines = screen.wait_for_text("5 per minute and 7 per hour", "q quits")
+        assert "Esc" not in "\n".join(lines), "there are no others to go back to"
+        screen.type("\x1bq")
+        assert screen.ended() == 0
+
+
 def test_it_follows_a_resize(workers: Callable[..., list[Worker]]) -> None:
     workers(1)
     # So long an interval that only the resize can be why it draws again.

@@ -231,6 +231,15 @@ def test_inspect_tells_who_was_killed(folder: Path, command: Callable[..., Resul
 
 
 @needs_shared
+def test_a_process_is_listed_once(folder: Path, command: Callable[..., Result]) -> None:
+    limiters = [RateLimiter(5, shared="api", max_keys=500) for _ in range(3)]
+    out = command("inspect", "api")[1]
+    assert len(out.partition("\n\n")[2].splitlines()) == 2
+    assert len(json.loads(command("inspect", "api", "--json")[1])["processes"]) == 3
+    assert len(limiters) == 3
+
+
+@needs_shared
 def test_a_process_of_that_number_that_is_not_at_the_table(folder: Path) -> None:
     """Of another PID namespace, say: what /proc has under its number is somebody else."""
     limiter = RateLimiter(5, shared="api", max_keys=500)
@@ -304,7 +313,10 @@ def test_ls_of_parts(several: RateLimiter, folder: Path, command: Callable[..., 
 def test_ls_of_parts_that_can_not_be_used(
     several: RateLimiter, folder: Path, command: Callable[..., Result]
 ) -> None:
+    several.close()  # whoever has it mapped would die of it
     os.truncate(folder / "api.2", 5000)
+    listed = json.loads(command("ls", "--json")[1])["tables"]
+    assert [each["part_of"] for each in listed] == [None, "api", "api"]
     _, out, _ = command("ls")
     assert re.search(r"^api\.2 .* unusable *$", out, re.MULTILINE)
     assert re.search(r"^api\.2: .* its size is 5000", out, re.MULTILINE)
@@ -355,7 +367,8 @@ def test_a_table_that_only_sounds_like_a_part(folder: Path) -> None:
     RateLimiter(3, shared="api", max_keys=500).close()
     RateLimiter(3, shared="api.2", max_keys=500).close()
     RateLimiter(3, shared="api.records", max_keys=500).close()
-    assert [table.part_of for table in shared.tables()] == [None, None, None]
+    RateLimiter(3, shared="api.1", max_keys=500).close()
+    assert [table.part_of for table in shared.tables()] == [None] * 4
     assert shared.inspect("api").parts == ()
 
 

@@ -66,10 +66,12 @@ class FakeWatch:
         self.track_top = 100
         self.own_clock = False
         self.now: Stats | Exception = stats()
+        self.on_stats: Callable[[], object] = lambda: None
         self.keys: list[TopKey] = []
         self.closed = False
 
     def stats(self) -> Stats:
+        self.on_stats()
         if isinstance(self.now, Exception):
             raise self.now
         return self.now
@@ -93,6 +95,7 @@ class Scene:
         self.looks: list[float] = []
         self.look_takes_s = 0.0
         self.missing = False
+        self.fresh = stats()
         self.info = shared.TableInfo(path.name, str(path), 7, number=0)
         self.pulse = Pulse("api", 2, clocks=self.clocks, watch=self._watch, look=self._look)
 
@@ -104,6 +107,7 @@ class Scene:
         if self.missing:
             raise SharedTableError(f"there is no table {name!r}")
         self.opened.append(FakeWatch(self.path))
+        self.watch.now = self.fresh
         return self.watch
 
     def _look(self, name: object) -> shared.TableInfo:
@@ -167,6 +171,22 @@ def test_a_table_that_was_made_anew(scene: Scene) -> None:
     assert scene.beat(stats(1001, 900)).rate == Rate(1.0, 0.0)
 
 
+def test_a_table_that_is_made_anew_just_now(scene: Scene) -> None:
+    """Which of the two was read can't be told: the next beat after it has a rate again."""
+    scene.beat(stats(10, 5))
+
+    def replace_it() -> None:
+        aside = scene.path.with_name("aside")
+        aside.write_bytes(b"a new one")
+        aside.rename(scene.path)
+
+    scene.watch.on_stats = replace_it
+    assert scene.beat(stats(1000, 900)).rate is None
+    scene.watch.on_stats = lambda: None
+    assert scene.beat(stats(1001, 900)).rate is None
+    assert scene.beat(stats(1002, 900)).rate == Rate(1.0, 0.0)
+
+
 def test_counters_that_fall_are_another_tables(scene: Scene) -> None:
     scene.beat(stats(10, 5))
     reading = scene.beat(stats(10, 4))
@@ -189,10 +209,11 @@ def test_a_table_that_is_gone_and_comes_back(scene: Scene) -> None:
     assert again.problem == "there is no table 'api'"
     assert again.note == reading.note, "it is gone since then, not since now"
     scene.missing = False
+    scene.fresh = stats(50, 50)
     reading = scene.beat()
     assert (reading.problem, reading.rate) == (None, None)
     assert len(scene.opened) == 2
-    assert scene.beat(stats(3, 0)).rate == Rate(3.0, 0.0)
+    assert scene.beat(stats(53, 50)).rate == Rate(3.0, 0.0)
     assert reading.quotas == FakeWatch.quotas
 
 
@@ -213,6 +234,22 @@ def test_walks_take_a_hundredth_of_the_time(scene: Scene) -> None:
     gaps = [later - earlier for earlier, later in zip(scene.looks, scene.looks[1:], strict=False)]
     assert gaps
     assert all(5.04 <= gap <= 6.1 for gap in gaps), gaps
+
+
+def test_live_keys_are_of_the_quota_that_has_most(scene: Scene) -> None:
+    def part(live: int | None, number: int | None) -> shared.TableInfo:
+        return shared.TableInfo("api.2", "", 7, live_keys=live, number=number)
+
+    scene.info = replace(scene.info, live_keys=3, parts=(part(5, 1), part(9, None)))
+    assert scene.beat(stats()).live_keys == 5, "blocks and the like are no keys of a window"
+    scene = replace_info(scene, replace(scene.info, live_keys=None, parts=(part(None, 1),)))
+    assert scene.beat(stats()).live_keys is None
+
+
+def replace_info(scene: Scene, info: shared.TableInfo) -> Scene:
+    scene.info = info
+    scene.clocks.now_s += 1000  # by when it looks again
+    return scene
 
 
 def test_close_is_safe_twice(scene: Scene) -> None:
@@ -478,10 +515,12 @@ def test_a_column_stays_what_it_is(reading: Reading) -> None:
 
 
 def test_all_beats_that_are_kept_are_shown(reading: Reading) -> None:
-    for beats, columns in ((1, 8), (6, 8), (7, 8), (600, 8), (600, 60), (600, 200), (77, 20)):
+    kept = ((1, 8), (6, 8), (7, 8), (600, 8), (600, 60), (600, 200), (77, 20), (118, 60))
+    for beats, columns in kept:
         history = (Rate(5.0, 0.0),) * beats
+        # One that was begun before what is kept takes a column more.
         each, means = screen._columns(
-            replace(reading, history=history, beats=beats),
+            replace(reading, history=history, beats=beats + 7),
             Frame(120),
             columns,
             lambda rate: rate.allowed_per_s,
@@ -629,12 +668,13 @@ def test_the_only_table_is_taken(folder: Path, command: Callable[..., Result]) -
 @pytest.mark.usefixtures("quick")
 def test_several_tables(folder: Path, command: Callable[..., Result]) -> None:
     for name in ("one", "two"):
-        RateLimiter(5, shared=name, max_keys=1000).allow("me")
+        RateLimiter("5/minute; 7/hour", shared=name, max_keys=1000).allow("me")
     (folder / "notes").write_text("text")
     code, out, err = command("--once")
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()][:3] == ["table", "one", "two"]
-    assert "not to be watched: notes" in out
+    table, one, two, others = (line.split() for line in out.splitlines())
+    assert (table[0], one[0], two[0]) == ("table", "one", "two")
+    assert " ".join(others) == "not to be watched: notes (nanolimit ls says why)"
     code, out, _ = command("--once", "--json")
     assert [each["name"] for each in json.loads(out)["tables"]] == ["one", "two"]
 

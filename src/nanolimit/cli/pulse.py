@@ -64,7 +64,8 @@ class Offender(NamedTuple):
     @property
     def text(self) -> str:
         """The key as text, unescaped: somebody else chose it. Bytes and tuples as in Python."""
-        return repr(self.key) if isinstance(self.key, bytes | tuple) else str(self.key)
+        # repr: str() of bytes is an error where Python is told so (-bb).
+        return repr(self.key) if isinstance(self.key, bytes) else str(self.key)
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def _columns(
     means = [sum(values) / len(values) if values else None for values in sums.values()]
     while means and means[0] is None:
         del means[0]  # before there was anything to see
-    return each * frame.interval_s, means[-columns:]
+    return each * frame.interval_s, means
 
 
 def _fill(reading: Reading, frame: Frame) -> list[Text]:

@@ -143,8 +143,6 @@ def _source(name: str | None, offenders: int) -> Source:
                 f"table {table.path!r} is a part of the limiter of {table.part_of!r}, which has "
                 f"the decisions: nanolimit top {table.part_of}"
             )
-        if table.problem:
-            raise SharedTableError(table.problem)
         return Source(Pulse(name, offenders))
     found = firsts(shared.tables())
     usable = [table for table in found if not table.problem]
