@@ -443,7 +443,6 @@ def test_a_text_that_is_none_is_told_and_leaves_the_counters(
     roster = roster_of(Table("t", ("a", 1)), key_text=lambda key: 5)
     assert told(roster, TOP) == {}
     assert names(roster) == ["t"]
-    assert warnings_in(caplog) == [
-        "the keys of limiter 't' can't be read and are left out of its metrics: "
-        "key_text must return a str, not int"
-    ]
+    (warning,) = warnings_in(caplog)
+    assert warning.startswith("the keys of limiter 't' can't be read and are left out")
+    assert warning.endswith("key_text must return a str, not int")
