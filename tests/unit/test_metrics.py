@@ -8,15 +8,17 @@ import logging
 import os
 import threading
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nanolimit import RateLimiter, SharedTableError
+from nanolimit import RateLimiter, SharedTableError, shared
 from nanolimit.errors import LimiterClosedError
 from nanolimit.metrics.label import denials, plain
 from nanolimit.metrics.measure import MEASURES, Measure
 from nanolimit.metrics.roster import Roster
+from sharing import needs_shared
 from watched import Offender, Table
 
 BY_NAME = {measure.name: measure for measure in MEASURES}
@@ -352,7 +354,82 @@ def test_a_child_goes_on_though_the_lock_was_held_at_the_fork() -> None:
     assert told(roster) == {("api",): 1}
 
 
+# Shared tables
+
+
+@needs_shared
+def test_a_table_tells_what_all_its_limiters_did(folder: Path) -> None:
+    with (
+        RateLimiter(3, per=60, shared="web", max_keys=100, track_top=20) as limiter,
+        RateLimiter(3, per=60, shared="web", max_keys=100, track_top=20, name="other") as other,
+        shared.watch("web") as watch,
+    ):
+        for each in (limiter, other):
+            for _ in range(4):
+                each.allow("mallory")
+            each.allow(7)
+        for roster in map(roster_of, (limiter, watch)):
+            assert told(roster, DECISIONS) == {("web", "allowed"): 5, ("web", "denied"): 5}
+            assert told(roster, KEYS) == {("web",): 2}
+            assert told(roster, TOP) == {("web", "mallory"): 5}
+        with pytest.raises(ValueError, match="another limiter named 'web'"):
+            roster_of(limiter, watch)
+        assert len(told(roster_of(limiter, other))) == 2
+
+
+@needs_shared
+def test_a_table_that_is_gone_is_missed_until_there_is_another(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"shared": "web", "max_keys": 100, "track_top": 20}
+    with RateLimiter(3, per=60, **options) as limiter:
+        limiter.allow("me")
+        roster = roster_of(shared.watch("web"))
+        assert told(roster, DECISIONS)["web", "allowed"] == 1
+    shared.remove("web")
+    for _ in range(3):
+        assert [each for points in roster.read(*MEASURES) for each in points] == []
+    (warning,) = warnings_in(caplog)
+    assert "limiter 'web'" in warning
+    assert "there is no table" in warning
+    with RateLimiter(3, per=60, **options):
+        assert told(roster, DECISIONS)["web", "allowed"] == 0
+
+
+@needs_shared
+def test_a_watch_that_is_closed_disappears(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with RateLimiter(3, per=60, shared="web", max_keys=100):
+        watch = shared.watch("web")
+        roster = roster_of(watch)
+        assert names(roster) == ["web"]
+        watch.close()
+        assert names(roster) == []
+        assert len(roster) == 0
+        with pytest.raises(LimiterClosedError, match="'web' is closed"):
+            roster.add([watch])
+    assert warnings_in(caplog) == []
+
+
 # Keys
+
+
+def test_the_keys_of_a_limiter_are_those_of_its_top() -> None:
+    address = ipaddress.ip_address("10.0.0.1")
+    long = "x" * 200
+    with RateLimiter(1, per=60, name="api", track_top=20) as limiter:
+        roster = roster_of(limiter, top=4)
+        assert told(roster, TOP) == {}
+        for denied, key in enumerate(("few", 1, "1", address, long), start=1):
+            for _ in range(denied + 1):
+                limiter.allow(key)
+        assert told(roster, TOP) == {
+            ("api", "x" * 128 + "…"): 5,
+            ("api", "10.0.0.1"): 4,
+            ("api", "1"): 3,
+            ("api", "1 (int)"): 2,
+        }
+        roster.add([limiter], top=0)
+        assert told(roster, TOP) == {}
 
 
 def test_no_more_keys_than_were_asked_for() -> None:

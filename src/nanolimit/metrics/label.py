@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from nanolimit._core import TopKey
+    from nanolimit.top import TopKey
 
 __all__ = ["denials", "plain"]
 

@@ -109,9 +109,9 @@ def register(
             collector of the registry has one of the names above.
         LimiterClosedError: One is closed.
 
-    Thread-safe. It reads no limiter; a scrape takes some microseconds for each, whatever they
-    hold, and a little more for each of the `top` keys. A child that is forked goes on with the
-    same limiters.
+    Thread-safe. It reads no limiter. A scrape takes some microseconds for each, whatever they
+    hold, and about a millisecond more for one with ``track_top=100``, unless `top` is 0. A child
+    that is forked goes on with the same limiters.
     """
     registry = _checked(registry)
     with lock():

@@ -150,7 +150,8 @@ class Roster:
         they can be read again. Nothing is raised: a limiter must not take the other metrics of the
         process with it.
 
-        A fixed amount of work for each limiter, and for each of its `top` keys.
+        A fixed amount of work for each limiter, and where keys are asked for, one that depends on
+        its `track_top`.
         """
         found: list[list[Row]] = [[] for _ in measures]
         counts = any(each.rows is not None for each in measures)
@@ -161,6 +162,8 @@ class Roster:
                 self._forget(entry)
                 continue
             stats = self._part(entry, limiter, "counters", limiter.stats) if counts else None
+            if counts and stats is None:
+                continue
             top = self._part(entry, limiter, "keys", partial(_top, entry, limiter)) if keys else {}
             for rows, measure in zip(found, measures, strict=True):
                 if measure.rows is None:
