@@ -6,6 +6,8 @@ import gc
 import ipaddress
 import logging
 import os
+import subprocess
+import sys
 import threading
 import uuid
 from pathlib import Path
@@ -153,6 +155,15 @@ def test_a_name_is_free_again_when_its_limiter_is_closed_or_forgotten() -> None:
     assert len(roster) == 0
 
 
+def test_a_name_is_free_again_though_nobody_has_read_since() -> None:
+    limiter, again = (RateLimiter(5, per=60, name="api") for _ in range(2))
+    roster = roster_of(limiter)
+    limiter.close()
+    roster.add([again])
+    assert names(roster) == ["api"]
+    assert limiter.closed
+
+
 def test_a_roster_does_not_keep_a_limiter_but_a_table_that_is_watched() -> None:
     roster = roster_of(RateLimiter(5, per=60, name="forgotten"), Table("watched"))
     gc.collect()  # on a free-threaded build it goes only now
@@ -197,7 +208,7 @@ def test_dropped_limiters_are_told_of_no_longer() -> None:
 @pytest.mark.parametrize("wrong", ["api", 5, None, RateLimiter, object()])
 def test_what_is_no_limiter_is_refused(wrong: Any) -> None:
     roster = roster_of(Table("t"))
-    kind = wrong.__name__ if isinstance(wrong, type) else type(wrong).__name__
+    kind = type(wrong).__name__
     with pytest.raises(TypeError, match=f"limiter must be a RateLimiter or .*, not {kind}"):
         roster.add([Table("other"), wrong])
     with pytest.raises(TypeError, match="limiter must be"):
@@ -471,6 +482,23 @@ def test_keys_are_written_to_be_read() -> None:
     ]
 
 
+def test_bytes_are_written_where_python_refuses_to_take_them_for_text() -> None:
+    code = (
+        "from nanolimit.metrics.label import denials; from watched import Offender; "
+        "print(*denials([Offender(b'a', 1)]))"
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-bb", "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "b'a'\n", "")
+
+
 def test_keys_of_two_types_that_read_alike_do_not_clash() -> None:
     address = ipaddress.ip_address("10.0.0.1")
     assert texts(1, "1") == ["1 (int)", "1"]
@@ -512,6 +540,7 @@ def test_a_text_of_ones_own_keeps_keys_out_and_counts_alike_together() -> None:
         ("t", "10.0.0.0/24"): 8,
         ("t", "10.0.1.0/24"): 4,
     }
+    assert denials([Offender("1", 5), Offender(1, 4)], lambda key: "all") == {"all": 9}
 
 
 def test_a_text_that_is_none_is_told_and_leaves_the_counters(

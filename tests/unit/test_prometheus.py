@@ -161,6 +161,8 @@ def test_unregistered(registry: CollectorRegistry) -> None:
     assert prometheus.unregister(first, second, registry=registry) == 1
     # The names are free for others then.
     mine = client.Gauge("nanolimit_keys", "Mine.", registry=registry)
+    with pytest.raises(ValueError, match="nanolimit_keys"):
+        prometheus.register(first, registry=registry)
     registry.unregister(mine)
     prometheus.register(first, registry=registry)
     assert limiters_in(scrape(registry)) == ["1"]
@@ -214,7 +216,8 @@ def test_bad_input_changes_nothing(
         with pytest.raises(error, match=message):
             prometheus.register(*limiters, **{"registry": registry, **options})
         assert limiters_in(scrape(registry)) == before
-        prometheus.register(Table("t"), registry=registry) if not before else None
+        if not before:
+            prometheus.register(Table("t"), registry=registry)
 
 
 def test_closed_at_once_is_refused_and_closed_later_disappears(

@@ -51,7 +51,8 @@ def denials(top: Iterable[TopKey], key_text: Callable[[Any], str] | None = None)
             kind: type = str
         else:
             kind = type(key)
-            text = repr(key) if isinstance(key, (bytes, tuple)) else str(key)
+            # str() of bytes says the same, but is an error under `python -bb`.
+            text = repr(key) if isinstance(key, bytes) else str(key)
         text = plain(text)
         while writers.setdefault(text, kind) is not kind:
             text = f"{text} ({kind.__name__})"

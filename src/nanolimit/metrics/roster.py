@@ -207,14 +207,14 @@ def _is_closed(limiter: Watched) -> bool:
 def _check_kind(limiter: object) -> None:
     # By hand, because isinstance() of a protocol would read its properties, and one of a table
     # that has gone may raise.
-    if isinstance(limiter, type) or not (
+    if not (
         isinstance(getattr(limiter, "name", None), str)
         and callable(getattr(limiter, "stats", None))
         and callable(getattr(limiter, "top", None))
     ):
         raise TypeError(
             f"limiter must be a RateLimiter or a nanolimit.shared.watch(), "
-            f"not {limiter.__name__ if isinstance(limiter, type) else type(limiter).__name__}"
+            f"not {type(limiter).__name__}"
         )
 
 
