@@ -15,6 +15,7 @@ import pytest
 
 from nanolimit import RateLimiter
 from nanolimit.errors import LimiterClosedError
+from sharing import in_child, needs_shared
 from watched import Table
 
 client = pytest.importorskip(
@@ -323,23 +324,31 @@ def test_scrapes_while_the_limiter_is_closed_again_and_again(registry: Collector
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
-def test_a_child_scrapes_what_was_registered_before_the_fork(registry: CollectorRegistry) -> None:
-    from sharing import in_child
-
-    with RateLimiter(5, per=60, name="private") as limiter:
+@pytest.mark.parametrize(
+    ("options", "seen_by_the_parent"),
+    [
+        pytest.param({}, 1, id="private"),
+        pytest.param({"shared": True, "max_keys": 100}, 2, id="shared", marks=needs_shared),
+    ],
+)
+def test_a_child_scrapes_what_was_registered_before_the_fork(
+    registry: CollectorRegistry, options: dict[str, Any], seen_by_the_parent: int
+) -> None:
+    with RateLimiter(5, per=60, name="api", **options) as limiter:
         prometheus.register(limiter, registry=registry)
         limiter.allow("me")
-        allowed = sample("decisions_total", limiter="private", result="allowed")
+        allowed = sample("decisions_total", limiter="api", result="allowed")
 
         def child() -> Any:
+            before = scrape(registry)[allowed]
             limiter.allow("me")
             prometheus.register(Table("of the child"), registry=registry)
             samples = scrape(registry)
-            return samples[allowed], limiters_in(samples)
+            return before, samples[allowed], limiters_in(samples)
 
-        assert in_child(child) == (2, ["of the child", "private"])
-        assert scrape(registry)[allowed] == 1
-        assert limiters_in(scrape(registry)) == ["private"]
+        assert in_child(child) == (1, 2, ["api", "of the child"])
+        assert scrape(registry)[allowed] == seen_by_the_parent
+        assert limiters_in(scrape(registry)) == ["api"]
 
 
 MULTIPROCESS = """
