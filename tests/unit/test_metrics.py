@@ -335,6 +335,7 @@ def test_readings_while_limiters_come_and_go() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_child_goes_on_though_the_lock_was_held_at_the_fork() -> None:
     from nanolimit.metrics.roster import lock
     from sharing import in_child

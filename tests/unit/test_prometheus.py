@@ -324,6 +324,7 @@ def test_scrapes_while_the_limiter_is_closed_again_and_again(registry: Collector
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize(
     ("options", "seen_by_the_parent"),
     [

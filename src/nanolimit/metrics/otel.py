@@ -92,8 +92,8 @@ def register(
         key_text: Gives the text by which a key is told, to keep personal data out: a hash, a
             network in the place of an address. Keys of one text count together. When left out, a
             str is its own text and others are written as Python writes them. It is called at
-            every collection, at most `top` times for each limiter; if it raises, the keys of that limiter
-            are left out and the log says why.
+            every collection, at most `top` times for each limiter. If it raises, the keys of that
+            limiter are left out, and the log says why.
 
     Raises:
         TypeError: One is no limiter, an argument is of the wrong type, or both `meter_provider`
