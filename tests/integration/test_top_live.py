@@ -386,7 +386,7 @@ def test_a_table_is_removed_while_it_runs(workers: Callable[..., list[Worker]]) 
     with terminal("api", "--interval", "0.2") as screen:
         screen.wait_for_text("in all 70")
         shared.remove("api", force=True)
-        screen.wait_for_text("there is no table", "gone: seen at", "in all 70")
+        screen.wait_for_text("there is no table", "lost since", "in all 70")
         (other,) = workers(1)
         other.check(7)
         screen.wait_for_text("in all 7,", f"1: {other.pid}")

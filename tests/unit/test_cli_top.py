@@ -202,7 +202,7 @@ def test_a_table_that_is_gone_and_comes_back(scene: Scene) -> None:
     reading = scene.beat()
     assert reading.problem == "there is no table"
     assert reading.note is not None
-    assert reading.note.startswith("gone")
+    assert reading.note.startswith("lost since")
     assert (reading.stats, reading.rate, reading.top) == (stats(12, 5), None, None)
     assert scene.opened[0].closed
     again = scene.beat()
@@ -466,11 +466,11 @@ def test_keys_do_not_steer_the_terminal(reading: Reading, key: str) -> None:
 
 
 def test_a_table_that_is_gone_is_drawn(reading: Reading) -> None:
-    gone = replace(reading, problem="there is no table", note="gone: seen at 12:00", rate=None)
+    gone = replace(reading, problem="there is no table", note="lost since 12:00", rate=None)
     text = drawn(gone)
     assert "there is no table" in text
-    assert "gone: seen at 12:00" in text
-    assert "gone: waiting" in drawn([gone, reading])
+    assert "lost since 12:00" in text
+    assert "lost: waiting" in drawn([gone, reading])
 
 
 def test_before_there_is_a_rate(reading: Reading) -> None:
@@ -512,6 +512,14 @@ def test_a_column_stays_what_it_is(reading: Reading) -> None:
                 seen.setdefault(newest - back, set()).add(mean)
     assert len(seen) > 30
     assert all(means == {5.0 * column + 2} for column, means in seen.items()), seen
+
+
+def test_the_picture_begins_with_the_first_rate(reading: Reading) -> None:
+    history = (None, None, Rate(5.0, 0.0), None, Rate(6.0, 0.0))
+    _, means = screen._columns(
+        replace(reading, history=history, beats=5), Frame(120), 60, lambda rate: rate.allowed_per_s
+    )
+    assert means == [5.0, None, 6.0], "and a gap is one"
 
 
 def test_all_beats_that_are_kept_are_shown(reading: Reading) -> None:

@@ -296,7 +296,7 @@ class Pulse:
         if identity != other or allowed < 0 or denied < 0:
             # Of two tables, or one cannot tell: a difference would mean nothing.
             if identity is not None:
-                self._note = f"made anew: seen at {self._clock_text()}"
+                self._note = f"made anew, seen at {self._clock_text()}"
                 self._next_look_s = -math.inf
             return None, None
         interval_s = now_s - then_s
@@ -342,7 +342,7 @@ class Pulse:
         self._next_look_s = -math.inf
         last = self._reading
         if last.problem is None:
-            self._note = f"gone: seen at {self._clock_text()}"
+            self._note = f"lost since {self._clock_text()}"
         return Reading(
             last.name,
             last.path,
@@ -360,8 +360,7 @@ class Pulse:
         )
 
     def _clock_text(self) -> str:
-        moment = datetime.fromtimestamp(self._clocks.time(), timezone.utc)
-        return f"{moment:%H:%M:%S} UTC"
+        return clock_text(self._clocks.time())
 
 
 class Board:
@@ -411,6 +410,11 @@ class Board:
         self.unusable = tuple(unusable)
         ended_s = self._clocks.monotonic()
         self._next_look_s = ended_s + (ended_s - started_s) / _WALK_SHARE
+
+
+def clock_text(time_s: float) -> str:
+    """The time of day of a Unix time: ``12:34:56 UTC``."""
+    return f"{datetime.fromtimestamp(time_s, timezone.utc):%H:%M:%S} UTC"
 
 
 def firsts(tables: Sequence[TableInfo]) -> list[TableInfo]:

@@ -6,7 +6,6 @@ others chose, keys above all, is escaped before it gets into one.
 
 from __future__ import annotations
 
-import time
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanolimit.cli import quota as quotas
+from nanolimit.cli.pulse import clock_text
 from nanolimit.cli.report import printable, share
 from nanolimit.cli.table import binary
 
@@ -116,8 +116,10 @@ def _line(label: str, *parts: str | tuple[str, str]) -> Text:
 
 
 def _title(reading: Reading, frame: Frame) -> list[Text]:
-    now = time.strftime("%H:%M:%S", time.localtime(reading.time))
-    name = frame.clipped(frame.safe(reading.name), max(8, frame.columns - _LABEL_COLUMNS - 10))
+    now = clock_text(reading.time)
+    name = frame.clipped(
+        frame.safe(reading.name), max(8, frame.columns - _LABEL_COLUMNS - len(now) - 2)
+    )
     gap = " " * max(2, frame.columns - _LABEL_COLUMNS - cell_len(name) - len(now))
     limits = " and ".join(
         f"{quota.limit:,} per {quotas.span(quota.window_ns)}" for quota in reading.quotas
@@ -350,7 +352,7 @@ def _row(reading: Reading, frame: Frame, mark: str) -> dict[str, Text]:
     if reading.info is not None:
         cells["processes"] = f"{len(reading.pids):,}"
     if reading.problem:
-        cells["most"] = "gone: waiting for it"
+        cells["most"] = "lost: waiting for it"
     elif reading.top:
         cells["most"] = frame.clipped(frame.safe(reading.top[0].text), 24)
     return {name: Text(text) for name, text in cells.items()}
