@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import Self
-
 _KEY = re.compile(rb"\x1b[\[O][A-D]|.", re.DOTALL)
 _NAMES = {
     b"\x1b[A": "up", b"\x1bOA": "up", b"k": "up",
@@ -42,7 +40,7 @@ class Keyboard:
         self._wake: tuple[int, int] | None = None
         self._old_wake = -1
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Keyboard:
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         os.set_blocking(writer, False)
