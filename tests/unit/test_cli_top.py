@@ -14,7 +14,7 @@ import pytest
 
 from nanolimit import Quota, RateLimiter, Stats, TopKey, shared
 from nanolimit.errors import SharedTableError
-from sharing import needs_shared
+from sharing import needs_shared, put_field
 
 pytest.importorskip("click", reason="the extra nanolimit[cli] is not installed")
 pytest.importorskip("rich", reason="the extra nanolimit[cli] is not installed")
@@ -696,6 +696,16 @@ def test_without_a_terminal_it_is_once(folder: Path, command: Callable[..., Resu
     assert "no terminal" in err
     assert "in all 1" in out
     assert "\x1b" not in out
+
+
+@needs_shared
+@pytest.mark.usefixtures("quick")
+def test_a_table_of_another_boot(folder: Path, command: Callable[..., Result]) -> None:
+    RateLimiter(5, shared="api", max_keys=1000).close()
+    put_field(folder / "api", "boot_id", bytes(16))
+    code, out, err = command("api", "--once")
+    assert (code, err) == (0, "")
+    assert "of another boot: the next limiter makes it anew" in out
 
 
 @needs_shared

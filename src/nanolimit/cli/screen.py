@@ -295,10 +295,9 @@ def overview(
 ) -> RenderableType:
     """A line for each table; the chosen one is marked."""
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    names = ("table", "limit", "decisions", "denied", "last minutes", "full", "processes", "most")
     wide = frame.columns >= 100
-    for name in names:
-        if not wide and name in ("last minutes", "limit", "processes"):
+    for name in _COLUMNS:
+        if not wide and name not in _NARROW:
             continue
         left = name in ("table", "limit", "last minutes", "most")
         grid.add_column(
@@ -316,7 +315,7 @@ def overview(
     for number, reading in enumerate(readings[first : first + room], first):
         mark = "" if chosen is None else "> " if number == chosen else "  "
         cells = _row(reading, frame, mark)
-        row = [cells[name] for name in names if wide or name in _NARROW]
+        row = [cells[name] for name in _COLUMNS if wide or name in _NARROW]
         grid.add_row(*row, style="bold" if number == chosen else "")
     lines: list[RenderableType] = [grid]
     if len(readings) > room:
@@ -331,14 +330,13 @@ def overview(
     return Group(*lines)
 
 
+_COLUMNS = ("table", "limit", "decisions", "denied", "last minutes", "full", "processes", "most")
 _NARROW = ("table", "decisions", "denied", "full", "most")
 
 
 def _row(reading: Reading, frame: Frame, mark: str) -> dict[str, Text]:
     stats, rate = reading.stats, reading.rate
-    cells = dict.fromkeys(
-        ("limit", "decisions", "denied", "last minutes", "full", "processes", "most"), ""
-    )
+    cells: dict[str, str] = dict.fromkeys(_COLUMNS, "")
     cells["table"] = mark + frame.clipped(frame.safe(reading.name), 30)
     cells["limit"] = frame.clipped("; ".join(map(quotas.text, reading.quotas)), 24)
     if rate is not None:
