@@ -169,12 +169,14 @@ _HOME = "\x1b[H"
 class Terminal:
     """A pseudo-terminal in which `nanolimit top` runs, and what it has drawn there."""
 
-    def __init__(self, *arguments: str, columns: int = 100, lines: int = 30) -> None:
+    def __init__(
+        self, *arguments: str, columns: int = 100, lines: int = 30, term: str = "xterm-256color"
+    ) -> None:
         self.master, self.slave = pty.openpty()
         self.resize(columns, lines)
         self.modes = termios.tcgetattr(self.slave)
         self.text = ""
-        environment = {**os.environ, "TERM": "xterm-256color", "PYTHONUTF8": "1"}
+        environment = {**os.environ, "TERM": term, "PYTHONUTF8": "1"}
         for name in ("COLUMNS", "LINES", "NO_COLOR"):
             environment.pop(name, None)
         self.process = subprocess.Popen(
@@ -248,8 +250,8 @@ class Terminal:
 
 
 @contextmanager
-def terminal(*arguments: str, **size: int) -> Iterator[Terminal]:
-    made = Terminal(*arguments, **size)
+def terminal(*arguments: str, **options: Any) -> Iterator[Terminal]:
+    made = Terminal(*arguments, **options)
     try:
         yield made
     finally:
@@ -444,11 +446,14 @@ def test_no_picture_of_what_is_no_table(tables: Path) -> None:
         assert "\x1b[?1049h" not in screen.text
 
 
-def test_a_terminal_that_can_not_draw(
-    workers: Callable[..., list[Worker]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("arguments", "term"), [(["--once"], "xterm-256color"), ([], "dumb")], ids=["once", "dumb"]
+)
+def test_one_picture_in_a_terminal(
+    workers: Callable[..., list[Worker]], arguments: list[str], term: str
 ) -> None:
     workers(1)
-    with terminal("api", "--once", "--interval", "0.1") as screen:
+    with terminal("api", "--interval", "0.1", *arguments, term=term) as screen:
         while screen.process.poll() is None:
             screen.read(0.1)
         while screen.read(0.1):
@@ -456,3 +461,5 @@ def test_a_terminal_that_can_not_draw(
         assert screen.process.returncode == 0
         assert "\x1b[?1049h" not in screen.text
         assert "5 per minute and 7 per hour" in _ESCAPE.sub("", screen.text)
+        assert ("no terminal to draw in" in screen.text) == (term == "dumb")
+        assert termios.tcgetattr(screen.slave) == screen.modes
