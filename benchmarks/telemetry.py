@@ -228,8 +228,8 @@ def built(ref: str) -> Iterator[tuple[Path, str]]:
     named = _git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
     if named is None:
         raise NoBuildError(
-            f"there is no commit {ref} here: fetch it (git fetch --unshallow), or name another by "
-            f"--before REF"
+            f"{ref} is no commit here, and no checkout that is built: fetch it (git fetch "
+            f"--unshallow), or name another by --before"
         )
     commit = named.decode().strip()
     with tempfile.TemporaryDirectory(prefix="nanolimit-before-") as folder:
