@@ -47,14 +47,19 @@ class _View(NamedTuple):
     path: str
     device: int
     inode: int
+    bytes: int
 
     def is_stale(self) -> bool:
-        """Say whether the file has no name any more, or another one has taken it."""
+        """Say whether the file has no name any more, another one has taken it, or it was cut.
+
+        To read what was cut off would be the end of this process (SIGBUS).
+        """
         try:
             status = os.lstat(self.path)
         except OSError:
             return True
-        return self.reader.replaced or (status.st_dev, status.st_ino) != (self.device, self.inode)
+        found = (status.st_dev, status.st_ino, status.st_size)
+        return found != (self.device, self.inode, self.bytes) or self.reader.replaced
 
 
 def _opened_all(shared: str | os.PathLike[str]) -> tuple[_View, ...]:
@@ -102,6 +107,7 @@ def _opened(place: Place, number: int) -> _View:
             place.path,
             status.st_dev,
             status.st_ino,
+            status.st_size,
         )
 
 
