@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nanolimit import _core
 from nanolimit.errors import LimiterClosedError, NanolimitError, SharedTableError
-from nanolimit.header import check_time_namespace, checked_config, read_header
+from nanolimit.header import REPLACED, check_time_namespace, checked_config, read_header
 from nanolimit.place import (
     Place,
     check_kind,
@@ -87,6 +87,11 @@ def _opened(place: Place, number: int) -> _View:
         header = read_header(place, handle, status)
         config = checked_config(place, header, status)
         check_time_namespace(place, header)
+        if header["state"] == REPLACED:
+            raise SharedTableError(
+                f"table {place.path!r} was replaced by another that is not there: the next "
+                f"limiter makes it anew"
+            )
         if config.number != number:
             raise SharedTableError(
                 f"table {place.path!r} is a part of another limiter's: it holds its quota number "
