@@ -170,16 +170,16 @@ def attach(
             for each event by itself, and the measurements are those of that one event: whoever adds
             them up divides by the share. ``handler_detached`` is never left out.
         limiter: Whose events the handler gets: a `RateLimiter`, or the name of one, which need not
-            exist yet; or several, as a tuple, list or set. All limiters when left out. They are told
-            apart by their names only, so that a handler gets the events of all that are called so.
+            exist yet; or several, as a tuple, list or set. All limiters when left out. They are
+            told apart by their names only: a handler gets the events of all that are called so.
 
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: The id is empty or taken, an event is unknown, or there is none; `sample` is
             out of range; `limiter` names none, or one that no limiter can have.
 
-    Thread-safe. A limiter that is in use elsewhere sees the handler from its next call on. A handler
-    for some limiters costs the others nothing, unless another handler wants to hear of those.
+    Thread-safe. A limiter that is in use elsewhere sees the handler from its next call on. A
+    handler for some limiters costs the others nothing, unless another handler is for those.
     """
     _check_id(handler_id)
     wanted = _event_names(events)
@@ -278,7 +278,7 @@ def _limiter_names(limiter: object) -> frozenset[str] | None:
             )
         elif not 1 <= len(each) <= _MAX_NAME:
             raise ValueError(
-                f"limiter {_short(each)} is no limiter's name: they have 1 to {_MAX_NAME} characters"
+                f"limiter {_short(each)} is no name that one can have: 1 to {_MAX_NAME} characters"
             )
         else:
             names.add(each)
