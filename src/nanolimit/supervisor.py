@@ -1,7 +1,7 @@
 """The one owner of background threads: nothing else in the package starts any.
 
 A task is a function ``run(stopping)`` that is called in a daemon thread of its own and works until
-the event `stopping` is set::
+the event `stopping` is set, which it may be from the start::
 
     def run(stopping: threading.Event) -> None:
         while not stopping.wait(period_s):
@@ -130,7 +130,8 @@ class Task:
 
     def _run_on(self, stopping: threading.Event) -> None:
         restarts: deque[float] = deque(maxlen=RESTARTS)  # when, in the monotonic clock's seconds
-        while not stopping.is_set():
+        # At least once, even if it is stopped before it begins: it may have something to finish.
+        while True:
             error = self._crash(stopping)
             if error is None:
                 return
