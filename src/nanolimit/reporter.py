@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from nanolimit._core import Stats
+    from nanolimit.watched import Watched
 
     class Writable(Protocol):
         """What a report can be written to: a text stream, or whatever has this method of one."""
@@ -56,7 +57,7 @@ _adding = threading.RLock()
 class _Counted(NamedTuple):
     """What a limiter had counted when it was looked at last."""
 
-    limiter: weakref.ref[RateLimiter]
+    watched: Callable[[], Watched | None]
     stats: Stats
 
 
@@ -121,8 +122,9 @@ class ConsoleReporter:
         stream: What the lines are written to: a text stream. What ``sys.stderr`` is at the time of
             writing when left out. One that is closed, or fails otherwise, is told of once in the
             log, and nothing is written to it any more.
-        limiters: Whose lines, in this order; the reporter holds them. All that are
-            open in this process when left out. A limiter that is closed has no line any more.
+        limiters: Whose lines, in this order, which the reporter holds: limiters, or shared tables
+            seen from outside (`shared.watch`). All limiters that are open in this process when
+            left out. One that is closed has no line any more.
         log: Whether every line is a record as well: of the logger ``nanolimit``, level INFO, with
             the numbers as attributes (`limiter`, `allowed`, `denied`, `allowed_per_s`,
             `denied_percent`, `keys`, `capacity_keys`, `memory_bytes`, `period_s`, ...).
@@ -142,7 +144,7 @@ class ConsoleReporter:
         period: float | timedelta = 10.0,
         stream: Writable | None = None,
         *,
-        limiters: Iterable[RateLimiter] | None = None,
+        limiters: Iterable[Watched] | None = None,
         log: bool = True,
     ) -> None:
         self._period_s = _checked_period(period)
@@ -256,36 +258,43 @@ class ConsoleReporter:
 
     # Counting
 
-    def _open_limiters(self) -> Iterable[RateLimiter]:
+    def _open(self) -> Iterable[Watched]:
         return live_limiters() if self._limiters is None else self._limiters
 
     def _look(self) -> None:
         """Begin to count now."""
         with self._reporting:
             self._counted, self._since_s = {}, monotonic()
-            for limiter in self._open_limiters():
-                stats = _stats(limiter)
-                if stats is not None:
-                    self._counted[id(limiter)] = _Counted(weakref.ref(limiter), stats)
+            self._count()
+
+    def _count(self) -> list[tuple[Watched, Stats]]:
+        """Read the counters of those that are open, and remember them."""
+        read: list[tuple[Watched, Stats]] = []
+        for limiter in self._open():
+            try:
+                stats = limiter.stats()
+            except NanolimitError:  # it is closed, or its shared table is gone
+                continue
+            # A limiter of the process's own is not held: whoever forgets it is rid of it.
+            held = weakref.ref(limiter) if isinstance(limiter, RateLimiter) else _holding(limiter)
+            self._counted[id(limiter)] = _Counted(held, stats)
+            read.append((limiter, stats))
+        return read
 
     def _lines(self) -> list[_Line]:
-        """Return a line for each open limiter, and count anew from here."""
+        """Return a line for each that is open, and count anew from here."""
         before, since_s = self._counted, self._since_s
         self._counted, self._since_s = {}, monotonic()
         period_s = self._since_s - since_s
         lines: list[_Line] = []
-        for limiter in self._open_limiters():
-            stats = _stats(limiter)
-            if stats is None:
-                continue
-            self._counted[id(limiter)] = _Counted(weakref.ref(limiter), stats)
+        for limiter, stats in self._count():
             known = before.get(id(limiter))
-            if known is not None and known.limiter() is limiter:
+            if known is not None and known.watched() is limiter:
                 lines.append(_line(limiter, known.stats, stats, period_s))
             elif not _is_shared(limiter):
                 # It was made since: all that it ever did belongs to this period.
                 lines.append(_line(limiter, None, stats, period_s))
-            # What others did with a shared table before this limiter came is of no known period.
+            # What others did with a shared table before it was looked at is of no known period.
         return lines
 
     # Writing
@@ -341,34 +350,34 @@ def _checked_timeout(timeout: object) -> float:
     return min(timeout_s, _MOST_PERIOD_S)
 
 
-def _checked_limiters(limiters: object) -> tuple[RateLimiter, ...] | None:
+def _checked_limiters(limiters: object) -> tuple[Watched, ...] | None:
     if limiters is None:
         return None
-    if isinstance(limiters, RateLimiter) or not isinstance(limiters, Iterable):
-        raise TypeError(f"limiters must be RateLimiters in a list, not {type(limiters).__name__}")
-    found: dict[int, RateLimiter] = {}
+    if _is_watched(limiters) or isinstance(limiters, str) or not isinstance(limiters, Iterable):
+        raise TypeError(f"limiters must be limiters in a list, not {shown(limiters)}")
+    found: dict[int, Watched] = {}
     for limiter in limiters:
-        if not isinstance(limiter, RateLimiter):
-            raise TypeError(f"limiters must be RateLimiters, not {shown(limiter)} among them")
+        if not _is_watched(limiter):
+            raise TypeError(f"limiters must be limiters, not {shown(limiter)} among them")
         found[id(limiter)] = limiter
     if not found:
         raise ValueError("limiters must hold at least one; leave it out for all")
     return tuple(found.values())
 
 
-def _stats(limiter: RateLimiter) -> Stats | None:
-    """Return the counters; None if the limiter is closed, or its shared table is gone."""
-    try:
-        return limiter.stats()
-    except NanolimitError:
-        return None
+def _is_watched(limiter: object) -> bool:
+    return callable(getattr(limiter, "stats", None)) and hasattr(limiter, "name")
 
 
-def _is_shared(limiter: RateLimiter) -> bool:
-    return limiter._shared is not None
+def _is_shared(limiter: Watched) -> bool:
+    return not isinstance(limiter, RateLimiter) or limiter._shared is not None
 
 
-def _line(limiter: RateLimiter, before: Stats | None, now: Stats, period_s: float) -> _Line:
+def _holding(limiter: Watched) -> Callable[[], Watched]:
+    return lambda: limiter
+
+
+def _line(limiter: Watched, before: Stats | None, now: Stats, period_s: float) -> _Line:
     def since(counter: str) -> int:
         # A table that was made anew under its name begins at 0: what it has is of this period.
         past = 0 if before is None else getattr(before, counter)

@@ -318,8 +318,8 @@ def _tell_core() -> None:
     """Tell the core which events are wanted. The lock is held."""
     while True:
         told = _routes
-        mask, _ = _wanted(told)
-        _core.set_emitter(mask, emit)
+        mask, names = _wanted(told)
+        _core.set_emitter(mask, emit, names)
         if _routes is told:
             return
 

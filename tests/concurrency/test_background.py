@@ -20,7 +20,8 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="it sets the siz
 #: A line of a report: the process, the limiter, and what was allowed.
 LINE = re.compile(
     r"nanolimit\[(?P<pid>\d+)\] (?P<name>\w+): allowed (?P<allowed>[\d,]+) \([\d.,]+/s\), "
-    r"denied (?P<denied>[\d,]+) \([\d.,]+/s, [\d.]+ %\), keys [\d,]+ of [\d,]+, memory [\d.]+ [KM]iB"
+    r"denied (?P<denied>[\d,]+) \([\d.,]+/s, [\d.]+ %\), "
+    r"keys [\d,]+ of [\d,]+, memory [\d.]+ [KM]iB"
 )
 
 HEAD = """
