@@ -335,19 +335,19 @@ class ConsoleReporter:
 
 
 def _checked_period(period: object) -> float:
-    period_s = nanoseconds("period", period) / NS_PER_SECOND
-    if not _LEAST_PERIOD_S <= period_s <= _MOST_PERIOD_S:
+    period_ns = nanoseconds("period", period)
+    if not _LEAST_PERIOD_S * NS_PER_SECOND <= period_ns <= _MOST_PERIOD_S * NS_PER_SECOND:
         raise ValueError(
             f"period must be {_LEAST_PERIOD_S} to {_MOST_PERIOD_S} seconds, not {shown(period)}"
         )
-    return period_s
+    return period_ns / NS_PER_SECOND
 
 
 def _checked_timeout(timeout: object) -> float:
-    timeout_s = nanoseconds("timeout", timeout) / NS_PER_SECOND
-    if timeout_s < 0:
+    timeout_ns = nanoseconds("timeout", timeout)
+    if timeout_ns < 0:
         raise ValueError(f"timeout must be >= 0 seconds, not {shown(timeout)}")
-    return min(timeout_s, _MOST_PERIOD_S)
+    return min(timeout_ns, _MOST_PERIOD_S * NS_PER_SECOND) / NS_PER_SECOND
 
 
 def _checked_limiters(limiters: object) -> tuple[Watched, ...] | None:
