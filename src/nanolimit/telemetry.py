@@ -75,6 +75,9 @@ EVENTS: tuple[str, ...] = (
     "handler_detached",
 )
 
+# Those that the core never sends: they are sent from Python, and wanting them slows no limiter.
+_SENT_FROM_PYTHON = frozenset({"degraded", "recovered", "handler_detached"})
+
 _logger = logging.getLogger("nanolimit")
 
 
@@ -332,10 +335,10 @@ def _wanted(
     names: set[str] = set()
     everybody = False
     for event, attachments in routes.items():
-        # Events that the core does not send (yet) have no bit, and matter to no limiter.
-        bit = _core.EVENT_BITS.get(event, 0)
-        mask |= bit
-        for attachment in attachments if bit else ():
+        if event in _SENT_FROM_PYTHON:
+            continue
+        mask |= _core.EVENT_BITS[event]
+        for attachment in attachments:
             if attachment.limiters is None:
                 everybody = True
             else:
