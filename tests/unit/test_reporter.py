@@ -563,7 +563,8 @@ def test_a_log_handler_may_report_and_stop_it() -> None:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-    assert len(stream.take()) == 3
+    # Newer Pythons drop what a log handler logs, so that it is not called again.
+    assert len(stream.take()) in (2, 3)
 
 
 def test_a_stream_that_blocks_is_not_waited_for_longer_than_told() -> None:
