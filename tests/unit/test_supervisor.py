@@ -312,6 +312,7 @@ def test_the_end_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None
     let_go = threading.Event()
     tasks = [supervisor.start(name, lambda stopping: let_go.wait(WAIT_S)) for name in "abc"]
     supervisor._stop_all()
+    assert all(task.alive for task in tasks)
     let_go.set()
     assert all(task.stop(WAIT_S) for task in tasks)
 
