@@ -88,8 +88,8 @@ class Task:
         if not self._stopping.is_set():
             self._stopping.set()
         thread = self._thread
-        if thread is None or thread.ident is None:
-            return True  # it has not begun, and will not
+        if thread is None or not thread.is_alive():
+            return True  # or it is just beginning, and finds that it is stopped
         if thread is threading.current_thread():
             return False
         thread.join(timeout_s)
