@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from sharing import needs_shared
+
 posix_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() on this platform")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="it sets the size of a pipe")
 
@@ -266,6 +268,37 @@ def test_after_a_fork_each_process_reports_what_it_did_itself() -> None:
     said = dict(map(int, line.split()) for line in done.stdout.splitlines())  # type: ignore[misc]
     assert len(said) == 3
     assert reported(done.stderr) == said
+
+
+@needs_shared
+def test_after_a_fork_a_shared_table_is_reported_by_each(tmp_path: Path) -> None:
+    done = run(f"""
+from nanolimit import shared
+limiter = RateLimiter(5, per=600, shared={str(tmp_path / "api")!r})
+watch = shared.watch({str(tmp_path / "api")!r})
+reporter = ConsoleReporter(period=600, limiters=[limiter, watch])
+for _ in range(7): limiter.allow("me")
+reporter.report()
+child = os.fork()
+if child == 0:
+    for _ in range(3): limiter.allow("you")
+    reporter.stop()
+    os._exit(0)
+assert status_of(child) == 0
+print(child)
+""")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(", denied")[0] for line in done.stderr.splitlines()]
+    name = "api (all processes)"
+    parent, child = lines[0].partition(" ")[0], f"nanolimit[{int(done.stdout)}]"
+    # The parent's reports count what the child did as well.
+    expected = [(parent, 5), (child, 3), (parent, 3)]
+    assert [line.partition(" (all")[0] for line in lines] == [
+        f"{who} api" for who, _ in expected for _ in range(2)
+    ]
+    assert [line.partition(f"{name}: allowed ")[2].partition(" ")[0] for line in lines] == [
+        str(count) for _, count in expected for _ in range(2)
+    ]
 
 
 @posix_only
