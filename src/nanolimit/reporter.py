@@ -159,7 +159,8 @@ class ConsoleReporter:
         self._task: supervisor.Task | None = None
         self._stopped = False
         self._pid = os.getpid()
-        # Reentrant: a signal handler, or a log handler that this very report calls, may report.
+        # Held while it counts. Both are reentrant: a signal handler, or a log handler that this
+        # very report calls, may report.
         self._reporting = threading.RLock()
         # Held while foreign code writes, which may hold locks of its own meanwhile.
         self._writing = threading.RLock()
@@ -210,10 +211,11 @@ class ConsoleReporter:
         """
         with self._reporting:
             lines = self._lines()
-            if lines:
-                with self._writing:
-                    self._write(lines)
-                    self._record(lines)
+        if lines:
+            # Not with the other lock held: a stream that blocks must keep nobody from start().
+            with self._writing:
+                self._write(lines)
+                self._record(lines)
 
     def __enter__(self) -> Self:
         return self

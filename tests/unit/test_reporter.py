@@ -585,6 +585,45 @@ def test_a_stream_that_blocks_is_not_waited_for_longer_than_told() -> None:
     assert not reporter.running
 
 
+def test_it_may_be_started_again_while_its_stream_still_blocks() -> None:
+    inside, let_go = threading.Event(), threading.Event()
+
+    class Slow(Lines):
+        def write(self, text: str) -> int:
+            inside.set()
+            let_go.wait(WAIT_S)
+            return super().write(text)
+
+    stream, limiter = Slow(), limiter_of(name="api")
+    reporter = ConsoleReporter(0.01, stream, limiters=[limiter])
+    assert inside.wait(WAIT_S)
+    [old] = supervisor._tasks
+    reporter.stop(timeout=0)
+    reporter.start()
+    [new] = supervisor._tasks
+    assert new is not old
+    assert old.alive
+    limiter.allow("me")
+    let_go.set()
+    assert old.stop(WAIT_S)
+    assert reporter.running
+    stream.wait("api: allowed 1 ")
+    reporter.stop(WAIT_S)
+    assert not reporter.running
+
+
+def test_another_limiter_that_is_where_a_forgotten_one_was(now: list[float]) -> None:
+    stream = Lines()
+    old, new = limiter_of(name="old"), limiter_of(name="new")
+    with reporting(stream, new) as reporter:
+        # As when memory, and so the id, is taken again between two reports.
+        old.allow("me")
+        reporter._counted = {id(new): reporter_module._Counted(weakref.ref(old), old.stats())}
+        new.allow_many(["a", "b", "c"])
+        reporter.report()
+        assert stream.take()[0].startswith("new: allowed 3 ")
+
+
 def test_a_stream_that_raises_what_is_no_exception_is_a_crash(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
