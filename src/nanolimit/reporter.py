@@ -159,11 +159,12 @@ class ConsoleReporter:
         self._task: supervisor.Task | None = None
         self._stopped = False
         self._pid = os.getpid()
-        # Held while it counts. Both are reentrant: a signal handler, or a log handler that this
+        # Held while it counts. All are reentrant: a signal handler, or a log handler that this
         # very report calls, may report.
         self._reporting = threading.RLock()
-        # Held while foreign code writes, which may hold locks of its own meanwhile.
+        # Held while foreign code writes or logs, which may hold locks of its own meanwhile.
         self._writing = threading.RLock()
+        self._recording = threading.RLock()
         self._counted: dict[int, _Counted] = {}
         self._since_s = monotonic()
         _remember(self)
@@ -215,6 +216,7 @@ class ConsoleReporter:
             # Not with the other lock held: a stream that blocks must keep nobody from start().
             with self._writing:
                 self._write(lines)
+            with self._recording:
                 self._record(lines)
 
     def __enter__(self) -> Self:
@@ -249,6 +251,7 @@ class ConsoleReporter:
         self._pid = os.getpid()
         self._reporting = threading.RLock()
         self._writing = threading.RLock()
+        self._recording = threading.RLock()
         stream = self._sink()
         if self in _fork.stuck and stream is not None and _line_file(stream) is None:
             self._failed = stream
@@ -504,11 +507,17 @@ def _before_fork() -> None:
     # stream has buffered.
     _fork.held, _fork.stuck = [], []
     for reporter in _reporters():
-        lock = reporter._writing
-        if lock.acquire(timeout=_FORK_PATIENCE_S):
-            _fork.held.append(lock)
-        else:
+        if not _held(reporter._writing):
             _fork.stuck.append(reporter)
+        _held(reporter._recording)  # logging renews its own locks in the child
+
+
+def _held(lock: threading.RLock) -> bool:
+    """Hold a lock for the fork, if it can be had soon."""
+    if not lock.acquire(timeout=_FORK_PATIENCE_S):
+        return False
+    _fork.held.append(lock)
+    return True
 
 
 def _after_in_parent() -> None:

@@ -361,6 +361,36 @@ sys.exit(status_of(child))
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@posix_only
+def test_a_fork_while_a_log_handler_blocks() -> None:
+    """That is no reason to give up the stream in the child."""
+    done = run("""
+stream = Stream()
+limiter = RateLimiter(1000, per=600, name="api")
+inside, let_go, parent = threading.Event(), threading.Event(), os.getpid()
+class Blocking(logging.Handler):
+    def emit(self, record):
+        if os.getpid() == parent:
+            inside.set()
+            let_go.wait(60)
+logger = logging.getLogger("nanolimit")
+logger.setLevel(logging.INFO)
+logger.addHandler(Blocking())
+reporter = ConsoleReporter(period=0.01, stream=stream)
+assert inside.wait(60)
+child = os.fork()
+if child == 0:
+    limiter.allow("me")
+    reporter.stop()
+    assert f"[{os.getpid()}] api: allowed 1 " in stream.text
+    os._exit(0)
+status = status_of(child)
+let_go.set()
+sys.exit(status)
+""")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @linux_only
 def test_a_fork_while_it_writes_to_a_stream_that_blocks() -> None:
     """The stream's lock is held in the child for ever: it must not be touched there."""
