@@ -18,6 +18,7 @@ from nanolimit.cli import quota as quotas
 from nanolimit.cli import table as tables
 from nanolimit.cli.extra import MissingExtraError, require
 from nanolimit.cli.report import SHARES, Report, printable
+from nanolimit.cli.top import top_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +60,7 @@ Examples:
   ssh web1 cat /var/log/nginx/access.log | nanolimit replay - --limit 5/second --json
   nanolimit size --keys 1e6 --limit 100/minute --typical 5
   nanolimit ls
+  nanolimit top api
   nanolimit bench""",
 )
 @click.version_option(
@@ -67,7 +69,7 @@ Examples:
 def nanolimit() -> None:
     """Exact rate limiting: try a limit on yesterday's log before you put it into a service.
 
-    And look after the tables that its processes share: ls, inspect, rm, size.
+    And look after the tables that its processes share: ls, top, inspect, rm, size.
     """
 
 
@@ -479,6 +481,9 @@ def size_command(
         click.echo(json.dumps(size.as_json(), indent=2))
     else:
         size.show(console())
+
+
+nanolimit.add_command(top_command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
