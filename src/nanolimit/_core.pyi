@@ -63,10 +63,20 @@ def has_room(
 ) -> bool: ...
 def mark_replaced(fd: int) -> None: ...
 def inspect_table(fd: int) -> dict[str, Any]: ...
-def set_emitter(
+def set_routes(
     mask: int,
-    emit: Callable[[str, int, str, object], object] | None,
-    names: frozenset[str] | None = None,
+    names: frozenset[str] | None,
+    routes: dict[str, tuple[Attachment, ...]],
+    failed: Callable[[list[tuple[Attachment, str, Exception]], str, object], object],
+) -> None: ...
+def send_event(
+    event: str, count: float, limiter: str, key: object, more: dict[str, object] | None = None
+) -> None: ...
+def send_detached(
+    limiter: str,
+    key: object,
+    more: dict[str, object],
+    failures: list[tuple[Attachment, str, Exception]],
 ) -> None: ...
 def _defer_refcount(obj: object) -> bool: ...
 def _kill_points() -> list[str]: ...
@@ -140,6 +150,23 @@ class Decision:
     def __init__(self, *args: object, **kwargs: object) -> None: ...
     def __bool__(self) -> bool: ...
     def __reduce__(self) -> tuple[object, ...]: ...
+
+@final
+class Attachment:
+    handler_id: Final[str]
+    events: Final[tuple[str, ...]]
+    handler: Final[Callable[[str, dict[str, float], dict[str, object]], object]]
+    sample: Final[float]
+    limiters: Final[frozenset[str] | None]
+    chance: Callable[[], float] | None
+    def __init__(
+        self,
+        handler_id: str,
+        events: tuple[str, ...],
+        handler: Callable[[str, dict[str, float], dict[str, object]], object],
+        sample: float = 1.0,
+        limiters: frozenset[str] | None = None,
+    ) -> None: ...
 
 @final
 class Limiter:

@@ -81,63 +81,16 @@ _SENT_FROM_PYTHON = frozenset({"degraded", "recovered", "handler_detached"})
 _logger = logging.getLogger("nanolimit")
 
 
-class _Attachment:
-    """One attached handler. Two are the same only if they are the same object."""
-
-    __slots__ = ("chance", "events", "handler", "handler_id", "limiters", "sample", "selective")
-
-    def __init__(
-        self,
-        handler_id: str,
-        events: tuple[str, ...],
-        handler: Handler,
-        sample: float = 1.0,
-        limiters: frozenset[str] | None = None,
-    ) -> None:
-        self.handler_id = handler_id
-        self.events = events
-        self.handler = handler
-        self.sample = sample
-        self.limiters = limiters
-        # One test for the many handlers that get everything.
-        self.selective = sample < 1 or limiters is not None
-        self.throw_anew()
-
-    def throw_anew(self) -> None:
-        """Make the die that decides whether an event is in the sample.
-
-        It is this handler's own: random.seed() of a program changes nothing here, nor this there.
-        """
-        if self.sample < 1:
-            from random import Random  # here, because few handlers need it
-
-            self.chance: Callable[[], float] = Random().random
-
-    def passes_over(self, event: str, limiter: object) -> bool:
-        """Say whether this event is not for the handler."""
-        if self.limiters is not None and limiter not in self.limiters:
-            return True
-        return self.sample < 1 and event != "handler_detached" and self.chance() >= self.sample
-
-
 #: A handler that raised, on which event, and what.
-_Failure = tuple[_Attachment, str, Exception]
-
-
-class _Running(threading.local):
-    """The handlers that this thread is inside of, so that none is called from within itself."""
-
-    def __init__(self) -> None:
-        self.attachments: tuple[_Attachment, ...] = ()
+_Failure = tuple[_core.Attachment, str, Exception]
 
 
 # Copy on write: both names are bound to new objects under the lock and never changed in place, so
 # an event that is under way reads them without any lock. The lock is reentrant, because a
 # finalizer or a signal handler that calls detach() can run in the middle of attach().
-_attachments: tuple[_Attachment, ...] = ()
-_routes: dict[str, tuple[_Attachment, ...]] = {}
+_attachments: tuple[_core.Attachment, ...] = ()
+_routes: dict[str, tuple[_core.Attachment, ...]] = {}
 _changing = threading.RLock()
-_running = _Running()
 
 
 def _after_fork() -> None:
@@ -146,7 +99,7 @@ def _after_fork() -> None:
     global _changing
     _changing = threading.RLock()
     for attachment in _attachments:
-        attachment.throw_anew()  # else parent and child would leave out the same ones
+        _give_die(attachment)  # else parent and child would leave out the same ones
     with _changing:
         _tell_core()
 
@@ -188,11 +141,12 @@ def attach(
     wanted = _event_names(events)
     if not callable(handler):
         raise TypeError(f"handler must be callable, not {type(handler).__name__}")
-    attachment = _Attachment(
+    attachment = _core.Attachment(
         handler_id, wanted, handler, _checked_sample(sample), _limiter_names(limiter)
     )
+    _give_die(attachment)
 
-    def added(attachments: tuple[_Attachment, ...]) -> tuple[_Attachment, ...]:
+    def added(attachments: tuple[_core.Attachment, ...]) -> tuple[_core.Attachment, ...]:
         if any(other.handler_id == handler_id for other in attachments):
             raise ValueError(
                 f"handler_id {_short(handler_id)} is taken; detach it first or choose another"
@@ -295,7 +249,7 @@ def _short(text: str) -> str:
 
 
 def _change(
-    rule: Callable[[tuple[_Attachment, ...]], tuple[_Attachment, ...]],
+    rule: Callable[[tuple[_core.Attachment, ...]], tuple[_core.Attachment, ...]],
 ) -> bool:
     """Make what `rule` returns the attached handlers; return whether that changed them."""
     global _attachments, _routes
@@ -305,7 +259,7 @@ def _change(
             after = rule(before)
             if after == before:
                 return False
-            routes: dict[str, tuple[_Attachment, ...]] = {}
+            routes: dict[str, tuple[_core.Attachment, ...]] = {}
             for attachment in after:
                 for event in attachment.events:
                     routes[event] = (*routes.get(event, ()), attachment)
@@ -322,13 +276,13 @@ def _tell_core() -> None:
     while True:
         told = _routes
         mask, names = _wanted(told)
-        _core.set_emitter(mask, emit, names)
+        _core.set_routes(mask, names, told, _settle)
         if _routes is told:
             return
 
 
 def _wanted(
-    routes: dict[str, tuple[_Attachment, ...]],
+    routes: dict[str, tuple[_core.Attachment, ...]],
 ) -> tuple[int, frozenset[str] | None]:
     """Return what the core is to send: the bits of the events, and whose; None for everybody's."""
     mask = 0
@@ -346,40 +300,26 @@ def _wanted(
     return mask, None if everybody else frozenset(names)
 
 
-def emit(event: str, count: float, limiter: str, key: object, enforced: bool = True) -> None:
-    """Send an event to whom it concerns. The core calls this; it raises nothing of a handler's."""
-    metadata: dict[str, object] = {"limiter": limiter, "key": key}
-    if not enforced:
-        metadata["enforced"] = False
-    failures: list[_Failure] = []
-    try:
-        _send(event, {"count": count}, metadata, failures)
-    finally:
-        # Also if a later handler lets KeyboardInterrupt through: who failed before is told of.
-        if failures:
-            _settle(failures, limiter, key)
-
-
-def _send(
-    event: str,
-    measurements: dict[str, float],
-    metadata: dict[str, object],
-    failures: list[_Failure],
+def emit(
+    event: str, count: float, limiter: str, key: object, more: dict[str, object] | None = None
 ) -> None:
-    """Call the handlers of an event; add those that raised to `failures`, with what they raised."""
-    outer = _running.attachments
-    for attachment in _routes.get(event, ()):
-        if attachment.selective and attachment.passes_over(event, metadata["limiter"]):
-            continue
-        if attachment in outer:
-            continue
-        try:
-            _running.attachments = (*outer, attachment)
-            attachment.handler(event, dict(measurements), dict(metadata))
-        except Exception as error:
-            failures.append((attachment, event, error))
-        finally:
-            _running.attachments = outer
+    """Send an event to whom it concerns; it raises nothing of a handler's.
+
+    For events that the core does not send by itself, such as those of a distributed limiter.
+    `more`: what else the metadata has.
+    """
+    _core.send_event(event, count, limiter, key, more)
+
+
+def _give_die(attachment: _core.Attachment) -> None:
+    """Make the die that decides whether an event is in the sample.
+
+    It is this handler's own: random.seed() of a program changes nothing here, nor this there.
+    """
+    if attachment.sample < 1:
+        from random import Random  # here, because few handlers need it
+
+        attachment.chance = Random().random
 
 
 def _settle(failures: list[_Failure], limiter: str, key: object) -> None:
@@ -391,28 +331,22 @@ def _settle(failures: list[_Failure], limiter: str, key: object) -> None:
         if not _drop(attachment):
             continue  # another thread was first, and tells of it
         _log(attachment, failed_event, error)
-        _send(
-            "handler_detached",
-            {"count": 1},
-            {
-                "limiter": limiter,
-                "key": key,
-                "handler_id": attachment.handler_id,
-                "event": failed_event,
-                "error": error,
-            },
+        _core.send_detached(
+            limiter,
+            key,
+            {"handler_id": attachment.handler_id, "event": failed_event, "error": error},
             failures,
         )
 
 
-def _drop(attachment: _Attachment) -> bool:
+def _drop(attachment: _core.Attachment) -> bool:
     """Detach exactly this handler, not a later one of the same id; return whether it was there."""
     return _change(
         lambda attachments: tuple(other for other in attachments if other is not attachment)
     )
 
 
-def _log(attachment: _Attachment, event: str, error: Exception) -> None:
+def _log(attachment: _core.Attachment, event: str, error: Exception) -> None:
     try:
         _logger.error(
             "telemetry handler %s raised on event %r and was detached",
