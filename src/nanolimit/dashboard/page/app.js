@@ -20,13 +20,13 @@
     if (!all) return "–";
     const percent = (100 * part) / all;
     // A few of very many are neither none nor all of them.
-    if (part > 0 && percent < 0.01) return "< 0.01 %";
-    if (part < all && percent > 99.99) return "> 99.99 %";
-    return `${(percent < 1 || percent > 99 ? hundredths : tenths).format(percent)} %`;
+    if (part > 0 && percent < 0.01) return "< 0.01\u00a0%";
+    if (part < all && percent > 99.99) return "> 99.99\u00a0%";
+    return `${(percent < 1 || percent > 99 ? hundredths : tenths).format(percent)}\u00a0%`;
   };
   const bytes = (value) => {
     for (const [unit, name] of [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]]) {
-      if (value >= unit) return `${tenths.format(value / unit)} ${name}`;
+      if (value >= unit) return `${tenths.format(value / unit)}\u00a0${name}`;
     }
     return `${value} bytes`;
   };
@@ -260,7 +260,7 @@
     field("keys", count(counts.keys));
     field("capacity", count(counts.capacity));
     const fill = counts.capacity ? counts.keys / counts.capacity : 0;
-    field("fill", counts.keys ? share(counts.keys, counts.capacity) : "0 %");
+    field("fill", counts.keys ? share(counts.keys, counts.capacity) : "0\u00a0%");
     field("fill_word", fill >= 1 ? "full" : fill >= 0.8 ? "nearly full" : "");
     document.querySelector('[data-bar="keys"]').style.width = `${Math.min(100, 100 * fill)}%`;
     field("memory", bytes(counts.memory_bytes));
@@ -320,7 +320,7 @@
       height: box.clientHeight,
       legend: { show: false },
       cursor: { drag: { x: false, y: false }, y: false, points: { size: 7 } },
-      padding: [10, 12, 0, 0],
+      padding: [10, 20, 0, 0],
       scales: {
         x: { range: () => [epochNow() - SPAN_S, epochNow()] },
         y: { range: (_, low, high) => [0, Math.max(1, (high || 0) * 1.08)] },
