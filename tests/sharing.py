@@ -118,7 +118,7 @@ def in_namespace(kind: str, code: str, *arguments: object) -> list[str]:
     return done.stdout.splitlines()
 
 
-# A file's first bytes: layout version 1.
+# A file's first bytes: layout version 3.
 FIELDS = {
     "magic": (0, "8s"),
     "version": (8, "=I"),
@@ -140,6 +140,7 @@ FIELDS = {
     "own_clock": (104, "=I"),
     "secret": (112, "16s"),
     "max_log": (128, "=I"),
+    "track_top": (132, "=I"),
     "digest": (136, "=Q"),
 }
 _DIGEST_KEY = struct.pack("<QQ", 0x6C696D69746E616E, 0x6865616465720A)

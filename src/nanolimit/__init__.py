@@ -26,6 +26,7 @@ from nanolimit.errors import (
 )
 from nanolimit.limiter import RateLimiter
 from nanolimit.quota import Quota
+from nanolimit.top import TopKey
 
 # The one source of the version; the build reads it from here.
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "ReservationClosedError",
     "SharedTableError",
     "Stats",
+    "TopKey",
     "__version__",
     "allow",
     "check_all",

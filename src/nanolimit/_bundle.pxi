@@ -69,6 +69,20 @@ cdef extern from *:
     nl_outcome nl_peek_within(nl_claim *, uint64_t, int) noexcept nogil
 
 
+def stats_of(every):
+    """Of a limiter's tables: the first one's decisions; keys of the fullest; sums of the others."""
+    first = every[0]
+    stats = Stats(
+        first.allowed, first.denied, max([each.keys for each in every]), sum([each.evicted for each in every]), first.overflowed,
+        sum([each.memory_bytes for each in every]), first.capacity,
+    )
+    stats.would_deny = first.would_deny
+    stats.stalled = first.stalled
+    stats.log_bytes = sum([each.log_bytes for each in every])
+    stats.log_capacity_bytes = sum([each.log_capacity_bytes for each in every])
+    return stats
+
+
 @cython.final
 cdef class Bundle:
     """Several quotas for each key, as one limiter: a Limiter for each; and what stands of keys besides their logs
@@ -239,7 +253,11 @@ cdef class Bundle:
             if units and n:
                 with nogil:
                     claim_many(tables, self.n, self.first.stall_allows, fps, n, now_ns, units, outcomes)
-                if event_mask:
+                if flags_of(tables[0]) & NL_FLAG_TOP:
+                    for i in range(n):
+                        if not outcomes[i] & NL_ALLOWED:
+                            note_denial(tables[0], fps[0][i], now_ns, <PyObject *>keys[i])
+                if flags_of(tables[0]) & NL_FLAG_EVENTS:
                     for i in range(n):
                         self.first.tell(outcomes[i], units, keys[i])
             for i in range(n):
@@ -272,18 +290,16 @@ cdef class Bundle:
         return dropped[self.limiters.index(self.longest)]
 
     def stats(self):
-        """The first one's decisions; keys of the fullest; sums of the others."""
-        every = [limiter.stats() for limiter in self.limiters]
-        first = every[0]
-        stats = Stats(
-            first.allowed, first.denied, max(each.keys for each in every), sum(each.evicted for each in every), first.overflowed,
-            sum(each.memory_bytes for each in every), first.capacity,
-        )
-        stats.would_deny = first.would_deny
-        stats.stalled = first.stalled
-        stats.log_bytes = sum(each.log_bytes for each in every)
-        stats.log_capacity_bytes = sum(each.log_capacity_bytes for each in every)
-        return stats
+        """As stats_of."""
+        return stats_of([limiter.stats() for limiter in self.limiters])
+
+    @property
+    def track_top(self) -> int:
+        return self.first.track_top
+
+    def denied_most(self):
+        """As of a Limiter."""
+        return self.first.denied_most()
 
     def __len__(self):
         return len(self.longest)
@@ -392,7 +408,7 @@ cdef class Bundle:
         self.keep_records()
         (<nl_policy *>self.policy).penalties = True
         set_block(self, key, ticks)
-        if event_mask & EVENT_BLOCKED and event_emit is not None:
+        if event_mask & EVENT_BLOCKED and event_emit is not None and is_heard(self.name):
             event_emit("blocked", seconds, self.name, key)
 
     def unblock(self, key):
@@ -458,7 +474,9 @@ cdef int settle_all(Bundle bundle, int outcome, object key, nl_claim *claims, nl
         NL_TALLY(t, NL_COUNT_ALLOWED if outcome & NL_ALLOWED else NL_COUNT_DENIED, 1)
     if outcome & NL_UNTRACKED:
         NL_TALLY(t, NL_COUNT_STALLED if stalled else NL_COUNT_OVERFLOWED, 1)
-    if event_mask:
+    if flags_of(t) & NL_FLAG_TOP and not outcome & NL_ALLOWED:
+        note_denial(t, claims[0].fp, r.now_ns, <PyObject *>key)
+    if flags_of(t) & NL_FLAG_EVENTS:
         bundle.first.tell(outcome & ~NL_UNTRACKED if stalled else outcome, r.units, key, bundle.enforces)
         if r.standing.blocks and event_mask & EVENT_BLOCKED and event_emit is not None:
             event_emit("blocked", (r.standing.blocked_ns - r.now_ns) / 1e9, bundle.name, key)
@@ -715,7 +733,9 @@ cdef int tell_part(Part *part, object key, nl_claim *claims, int *part_of, uint3
         elif policy.after and r.standing.struck_before:
             with nogil:
                 nl_penalty_absolve(policy, &r.standing, NL_WAITING)
-    if event_mask:
+    if flags_of(table_of(limiter)) & NL_FLAG_TOP and not own & NL_ALLOWED:
+        note_key(table_of(limiter), r.now_ns, key)
+    if flags_of(table_of(limiter)) & NL_FLAG_EVENTS:
         limiter.tell(own & ~NL_UNTRACKED if stalled else own, r.units, key)
         if r.standing.blocks and event_mask & EVENT_BLOCKED and event_emit is not None:
             event_emit("blocked", (r.standing.blocked_ns - r.now_ns) / 1e9, limiter.name, key)

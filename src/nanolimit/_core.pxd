@@ -4,7 +4,7 @@
 cimport cython
 
 cdef enum:
-    NANOLIMIT_ABI = 3  # grows whenever a declaration below changes its meaning or its layout
+    NANOLIMIT_ABI = 4  # grows whenever a declaration below changes its meaning or its layout
 
 
 cdef class Bundle
@@ -20,6 +20,7 @@ cdef class Limiter:
     cdef object path           # of a shared table's file, or None
     cdef Bundle policy         # None, or what the checks go through instead
     cdef public object open_records  # None, or () -> the Limiter that holds a shared table's records
+    cdef void *top_memory      # of a private table that keeps who is denied most
     cdef object updating       # the lock of those who replace or walk the table
     cdef object other_quota    # the last one that was asked for and is not in force
     cdef readonly str name

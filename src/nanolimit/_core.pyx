@@ -80,6 +80,9 @@ cdef extern from "core/batch.h" nogil:
         nl_region slots
     ctypedef struct nl_chunks:
         nl_region chunks
+    ctypedef struct nl_top:
+        unsigned char *base
+        uint32_t keys
     ctypedef struct nl_table:
         uint32_t *flags
         uint32_t own_flags, on_full
@@ -90,6 +93,7 @@ cdef extern from "core/batch.h" nogil:
         nl_party us
         nl_slab slab
         nl_chunks chunks
+        nl_top top
         nl_region bucket_region, memory
         uint32_t number
         nl_table *former
@@ -100,7 +104,7 @@ cdef extern from "core/batch.h" nogil:
         uint64_t window_ns
         uint32_t max_keys, on_full
         uint64_t *secret
-        uint32_t typical, algorithm, max_log
+        uint32_t typical, algorithm, max_log, track_top
     ctypedef struct nl_view:
         uint64_t now_ns, newest_tick, oldest_tick, deciding_tick
         uint32_t used, limit
@@ -110,7 +114,7 @@ cdef extern from "core/batch.h" nogil:
     enum:
         NL_DENIED, NL_ALLOWED, NL_UNTRACKED, NL_DISPLACED, NL_WOULD_WAIT, NL_BLOCKED, NL_EXEMPT, NL_MOVED, NL_UNDECIDED
         NL_QUICKLY, NL_WAITING
-        NL_FLAG_CLOSED, NL_FLAG_CLOCK, NL_FLAG_EVENTS, NL_FLAG_CHILD, NL_FLAG_ALGORITHM, NL_FLAG_POLICY
+        NL_FLAG_CLOSED, NL_FLAG_CLOCK, NL_FLAG_EVENTS, NL_FLAG_CHILD, NL_FLAG_ALGORITHM, NL_FLAG_POLICY, NL_FLAG_TOP
         NL_RUNS_LIMIT_MOST, NL_METER_LIMIT_MOST, NL_MAX_LOG_LEAST
         NL_RUNS, NL_GCRA, NL_FIXED_WINDOW, NL_SLIDING_COUNTER
         NL_KEY_BYTES, NL_KEY_INT, NL_KEY_INT_NEGATIVE, NL_KEY_INT_LARGE, NL_KEY_UUID, NL_KEY_ADDRESS, NL_KEY_TUPLE
@@ -225,6 +229,26 @@ cdef extern from "core/walk.h" nogil:
     uint64_t nl_walk_count(const nl_table *, uint64_t)
     uint64_t nl_walk_evict(nl_table *, uint64_t, bint, c_bool *)
 
+cdef extern from "core/top.h" nogil:
+    enum:
+        NL_TOP_PANES, NL_TOP_TEXT, NL_TOP_KEYS_MOST
+    const uint64_t NL_TOP_PANE_NS
+    ctypedef struct nl_top_pane:
+        uint64_t epoch, missed
+        uint32_t used
+    ctypedef struct nl_top_entry:
+        nl_fingerprint fp
+        uint64_t word, last_ns
+        uint32_t error, form
+        uint64_t text[16]
+    uint64_t nl_top_bytes(uint32_t)
+    nl_top nl_top_at(void *, uint32_t)
+    uint64_t nl_top_epoch(const nl_top *, uint64_t)
+    nl_top_pane *nl_top_pane_of(const nl_top *, uint64_t)
+    bint nl_top_count(const nl_top *, nl_fingerprint, uint64_t)
+    void nl_top_add(const nl_top *, const nl_party *, nl_fingerprint, uint64_t, uint32_t, const uint64_t *)
+    bint nl_top_read(const nl_top *, nl_top_pane *, uint32_t, nl_top_entry *)
+
 cdef extern from "core/shared.h" nogil:
     int NL_HAS_SHARED, NL_LAYOUT_VERSION, NL_SHARED_KEYS_MOST, NL_MEMBERS, NL_STATE_REPLACED
     int NL_MEMBER_STATE, NL_MEMBER_ALIVE
@@ -237,7 +261,7 @@ cdef extern from "core/shared.h" nogil:
         char *magic
         uint32_t version, byte_order, word_bytes, page_bytes, header_bytes, state
         uint64_t file_bytes, window_ns
-        uint32_t max_keys, layout_limit, typical, algorithm, max_log
+        uint32_t max_keys, layout_limit, typical, algorithm, max_log, track_top
         nl_origin origin
         uint64_t digest
     uint64_t nl_header_digest(const nl_header *)
@@ -300,6 +324,9 @@ MAX_LOG_LIMIT = NL_RUNS_LIMIT_MOST
 MAX_LOG_LEAST = NL_MAX_LOG_LEAST
 MAX_METER_LIMIT = NL_METER_LIMIT_MOST
 RECORD_WINDOW_NS = NL_RECORD_WINDOW_NS
+MAX_TRACK_TOP = NL_TOP_KEYS_MOST
+TOP_PANE_NS = NL_TOP_PANE_NS
+TOP_PANES = NL_TOP_PANES
 
 cdef double EXACT = INFINITY  # in place of a clock's float seconds: the time is known in nanoseconds
 
@@ -308,6 +335,7 @@ cdef double EXACT = INFINITY  # in place of a clock's float seconds: the time is
 
 cdef unsigned int event_mask = 0
 cdef object event_emit = None
+cdef object event_names = None
 cdef object live_limiters = weakref.WeakSet()
 # Reentrant: a finalizer that runs in the middle may make limiters and detach handlers. New in a child, whose parent's
 # threads may have held it.
@@ -326,18 +354,25 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-def set_emitter(mask: int, emit) -> None:
-    """Has `emit(event, count, limiter_name, key)` called for the events of `mask` (see EVENT_BITS), by all limiters.
+def set_emitter(mask: int, emit, names=None) -> None:
+    """Has `emit(event, count, limiter_name, key)` called for the events of `mask` (see EVENT_BITS), by all limiters; or by those
+    whose name is among `names`, a frozenset.
 
     telemetry.py is its one caller. A limiter whose flags word is 0 never comes near it.
     """
-    global event_mask, event_emit
+    global event_mask, event_emit, event_names
     cdef Limiter limiter
     with registry_lock:
         event_emit = emit
         event_mask = mask
+        event_names = names
         for limiter in list(live_limiters):
-            nl_flags_set(<nl_table *>limiter.table, NL_FLAG_EVENTS, event_mask != 0)
+            nl_flags_set(<nl_table *>limiter.table, NL_FLAG_EVENTS, is_heard(limiter.name))
+
+
+cdef bint is_heard(str name) except -1:
+    """Does anybody want to hear of this limiter's events?"""
+    return event_mask != 0 and (event_names is None or name in event_names)
 
 
 cdef extern from *:
@@ -615,9 +650,9 @@ cdef class Limiter:
 
     def __cinit__(self, quota, *, limit, window_ns, str name not None, max_keys, str on_full not None, clock, table=None,
                   path=None, stall_ns=0, str on_stall not None="allow", make_quota=None, str algorithm not None="sliding-log",
-                  Limiter kin=None, max_log=0):
+                  Limiter kin=None, max_log=0, track_top=0):
         """table: the descriptor of a shared table's file, which says what limit, window_ns, max_keys and algorithm are. kin:
-        whose secret it shares, in a Bundle."""
+        whose secret it shares, in a Bundle. track_top: keep so many of the keys that are denied most; a shared table has room or not."""
         cdef nl_config config
         cdef bytes secret = os.urandom(16)
         self.quota_now = quota
@@ -638,6 +673,7 @@ cdef class Limiter:
             config.on_full = ON_FULL[on_full]
             config.algorithm = ALGORITHMS.index(algorithm)
             config.max_log = max_log
+            config.track_top = 0
             if kin is not None:
                 memcpy(config.secret, &table_of(kin).head.secret, 16)
             else:
@@ -661,9 +697,17 @@ cdef class Limiter:
         nl_defer_refcount(self)
         if clock is not None:
             nl_flags_set(t, NL_FLAG_CLOCK, True)
+        if track_top:
+            if table is None:
+                self.top_memory = calloc(1, nl_top_bytes(track_top))
+                if self.top_memory == NULL:
+                    raise MemoryError()
+                t.top = nl_top_at(self.top_memory, track_top)
+            if t.top.base != NULL:
+                nl_flags_set(t, NL_FLAG_TOP, True)
         with registry_lock:
             live_limiters.add(self)
-            if event_mask:
+            if is_heard(name):
                 nl_flags_set(t, NL_FLAG_EVENTS, True)
 
     def __dealloc__(self):
@@ -677,6 +721,7 @@ cdef class Limiter:
                 nl_table_close(t)
             free(t)
             t = former
+        free(self.top_memory)
 
     cdef int register(self) except -1:
         """Makes this process one of the shared table's: after opening it, and in the child of a fork at its first call."""
@@ -808,6 +853,7 @@ cdef class Limiter:
         config.on_full = old.on_full
         config.algorithm = file_algorithm(old)
         config.max_log = old.rule.max_log
+        config.track_top = 0
         memcpy(config.secret, &old.head.secret, 16)
         new = <nl_table *>calloc(1, sizeof(nl_table))
         if new == NULL:
@@ -818,6 +864,7 @@ cdef class Limiter:
         nl_store32(&new.head.limit, limit)
         new.former = old
         new.policy = old.policy
+        new.top = old.top
         with registry_lock:  # whoever changes the flags holds it as well
             new.own_flags = (flags_of(old) & ~NL_FLAG_ALGORITHM) | (new.own_flags & NL_FLAG_ALGORITHM)
             nl_succeed(old, new, now_ns)
@@ -995,6 +1042,10 @@ cdef class Limiter:
             if units:
                 with nogil:
                     check_all(t, self.stall_allows, fps, NULL, 0, 0, n, now_ns, units, outcomes)
+                if flags_of(t) & NL_FLAG_TOP:
+                    for i in range(n):
+                        if not outcomes[i] & NL_ALLOWED:
+                            note_denial(t, fps[i], now_ns, <PyObject *>keys[i])
                 if flags_of(t) & NL_FLAG_EVENTS:
                     for i in range(n):
                         self.tell(outcomes[i], units, keys[i])
@@ -1028,6 +1079,11 @@ cdef class Limiter:
                 with nogil:
                     check_all(t, self.stall_allows, NULL, <const char *>buffer.buf, stride, is_unsigned, n, now_ns, units,
                               outcomes)
+                if flags_of(t) & NL_FLAG_TOP:
+                    view = memoryview(keys)
+                    for i in range(n):
+                        if not outcomes[i] & NL_ALLOWED:
+                            note_key(t, now_ns, int(view[i]))
                 if flags_of(t) & NL_FLAG_EVENTS:
                     view = memoryview(keys)
                     for i in range(n):
@@ -1131,7 +1187,7 @@ cdef class Limiter:
         if self.policy is not None and self.policy.records is not None:
             (<Limiter>self.policy.records).drop_idle(now_ns)
         emit = event_emit
-        if dropped and event_mask & EVENT_EVICTED and emit is not None:
+        if dropped and event_mask & EVENT_EVICTED and emit is not None and is_heard(self.name):
             emit("evicted", dropped, self.name, None)
         self.refuse_if_stalled(stalled)
         return dropped
@@ -1161,13 +1217,28 @@ cdef class Limiter:
         self.be_ready()
         stats = Stats(
             self.counted(NL_COUNT_ALLOWED), self.counted(NL_COUNT_DENIED), nl_table_keys(t), self.counted(NL_COUNT_EVICTED),
-            self.counted(NL_COUNT_OVERFLOWED), nl_table_bytes(t), t.slab.most,
+            self.counted(NL_COUNT_OVERFLOWED), nl_table_bytes(t) + (nl_top_bytes(t.top.keys) if self.top_memory != NULL else 0),
+            t.slab.most,
         )
         stats.would_deny = self.counted(NL_COUNT_WOULD_DENY)
         stats.stalled = self.counted(NL_COUNT_STALLED)
         stats.log_bytes = nl_table_log_bytes(t)
         stats.log_capacity_bytes = t.chunks.chunks.bytes
         return stats
+
+    @property
+    def track_top(self) -> int:
+        """How many of the keys that are denied most it keeps; 0: none."""
+        cdef nl_table *t = table_of(self)
+        return t.top.keys if flags_of(t) & NL_FLAG_TOP else 0
+
+    def denied_most(self):
+        """What it kept of them, as panes_of() gives it; and the time in nanoseconds, or None by a clock in Python."""
+        cdef double seconds
+        self.be_ready()
+        cdef uint64_t now_ns = self.now(&seconds)
+        self.be_ready()
+        return panes_of(&table_of(self).top, now_ns), now_ns if self.clock is None else None
 
     cdef object counted(self, uint32_t what):
         """A counter; with those of the tables that this one took the place of."""
@@ -1363,9 +1434,107 @@ cdef int settle(Limiter limiter, nl_fingerprint fp, int outcome, object key, uin
     NL_TALLY(t, NL_COUNT_ALLOWED if outcome & NL_ALLOWED else NL_COUNT_DENIED, 1)
     if outcome & NL_UNTRACKED:
         NL_TALLY(t, NL_COUNT_STALLED if stalled else NL_COUNT_OVERFLOWED, 1)
+    if flags_of(t) & NL_FLAG_TOP and not outcome & NL_ALLOWED:
+        note_denial(t, fp, now_ns, <PyObject *>key)
     if flags_of(t) & NL_FLAG_EVENTS:
         limiter.tell(outcome & ~NL_UNTRACKED if stalled else outcome, units, key)
     return outcome
+
+
+# --- who is denied most (core/top.h) -------------------------------------------------------------------------------------
+
+cdef extern from *:
+    """
+    enum { NL_TEXT_STR, NL_TEXT_BYTES, NL_TEXT_INT, NL_TEXT_REPR, NL_TEXT_CUT = 128 };
+    static void nl_note(const nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t kind, const char *data, size_t length) {
+        uint64_t text[NL_TOP_TEXT / 8] = {0};
+        if (length > NL_TOP_TEXT) kind |= NL_TEXT_CUT, length = NL_TOP_TEXT;
+        memcpy(text, data, length);
+        nl_top_add(&t->top, &t->us, fp, now_ns, kind | (uint32_t)length << 16, text);
+    }
+    static void nl_note_int(const nl_table *t, nl_fingerprint fp, uint64_t now_ns, long long value) {
+        char text[24];
+        nl_note(t, fp, now_ns, NL_TEXT_INT, text, (size_t)snprintf(text, sizeof text, "%lld", value));
+    }
+    static inline bool nl_is_ascii(PyObject *s) { return PyUnicode_CheckExact(s) && PyUnicode_IS_COMPACT_ASCII(s); }
+    static void nl_note_ascii(const nl_table *t, nl_fingerprint fp, uint64_t now_ns, PyObject *s) {
+        nl_note(t, fp, now_ns, NL_TEXT_STR, (const char *)(((PyASCIIObject *)s) + 1), (size_t)((PyASCIIObject *)s)->length);
+    }
+    """
+    enum:
+        NL_TEXT_STR, NL_TEXT_BYTES, NL_TEXT_INT, NL_TEXT_REPR, NL_TEXT_CUT
+    void nl_note(const nl_table *, nl_fingerprint, uint64_t, uint32_t, const char *, size_t) noexcept nogil
+    void nl_note_int(const nl_table *, nl_fingerprint, uint64_t, long long) noexcept nogil
+    bint nl_is_ascii(PyObject *) noexcept
+    void nl_note_ascii(const nl_table *, nl_fingerprint, uint64_t, PyObject *) noexcept
+
+
+cdef inline int note_denial(nl_table *t, nl_fingerprint fp, uint64_t now_ns, PyObject *key) except -1:
+    """A denial of a key, in a table that keeps those that are denied most. Its text is looked at only if it is new among them."""
+    if nl_top_count(&t.top, fp, now_ns):
+        return 0
+    if nl_is_ascii(key):
+        nl_note_ascii(t, fp, now_ns, key)
+        return 0
+    return note_newcomer(t, fp, now_ns, <object>key)
+
+
+cdef int note_newcomer(nl_table *t, nl_fingerprint fp, uint64_t now_ns, object key) except -1:
+    cdef uint32_t kind
+    cdef bytes text
+    if isinstance(key, str):
+        kind, text = NL_TEXT_STR, str.encode(key, "utf-8", "surrogatepass")
+    elif isinstance(key, bytes):
+        kind, text = NL_TEXT_BYTES, bytes.__getitem__(key, slice(NL_TOP_TEXT + 1))
+    elif isinstance(key, int) and int.bit_length(key) < 8 * NL_TOP_TEXT:
+        kind, text = NL_TEXT_INT, int.__repr__(int.__index__(key)).encode()
+    else:
+        kind = NL_TEXT_REPR
+        try:
+            text = ascii(key).encode()
+        except Exception:  # of a part's own __repr__: the decision stands
+            text = f"a key of type {type(key).__name__}".encode("utf-8", "replace")
+            kind |= NL_TEXT_CUT
+    nl_note(t, fp, now_ns, kind, PyBytes_AS_STRING(text), <size_t>PyBytes_GET_SIZE(text))
+    return 0
+
+
+cdef int note_key(nl_table *t, uint64_t now_ns, object key) except -1:
+    """As note_denial, where the fingerprint is not at hand."""
+    cdef nl_fingerprint fp
+    fingerprint(t, key, &fp)
+    return note_denial(t, fp, now_ns, <PyObject *>key)
+
+
+cdef list panes_of(nl_top *top, uint64_t now_ns):
+    """The panes that count now, as tuples: the denials that are nobody's; the least denials of an entry, 0 while there are free ones;
+    and the entries: fingerprint, denials, error, nanoseconds of the last one, kind of the text, is it cut, text."""
+    cdef nl_top_entry entry
+    cdef nl_top_pane *pane
+    cdef uint64_t newest, epoch
+    cdef uint32_t used, id
+    panes = []
+    if top.base == NULL:
+        return panes
+    newest = max(nl_load64(<uint64_t *>top.base), now_ns // NL_TOP_PANE_NS + 1)
+    for epoch in range(newest, newest - NL_TOP_PANES if newest > <uint64_t>NL_TOP_PANES else 0, -1):
+        pane = nl_top_pane_of(top, epoch)
+        if nl_load64(&pane.epoch) != epoch:
+            continue
+        used = min(nl_load32(&pane.used), top.keys)
+        entries = []
+        for id in range(used):
+            if nl_top_read(top, pane, id, &entry):
+                length = min(entry.form >> 16, <uint32_t>NL_TOP_TEXT)
+                entries.append((
+                    (entry.fp.lo, entry.fp.hi), <uint32_t>entry.word, entry.error, entry.last_ns, entry.form & 127,
+                    entry.form & NL_TEXT_CUT != 0, PyBytes_FromStringAndSize(<const char *>entry.text, length),
+                ))
+        least = min([each[1] for each in entries]) if entries and used == top.keys else 0
+        missed = nl_load64(&pane.missed)
+        if nl_load64(&pane.epoch) == epoch:  # else it was emptied meanwhile
+            panes.append((missed, least, entries))
+    return panes
 
 
 # --- the short way ---------------------------------------------------------------------------------------------------
@@ -1487,6 +1656,26 @@ cdef PyObject *meter_check(PyObject *self, nl_table *t, PyObject *key) except NU
     return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
 
 
+cdef PyObject *top_allow(PyObject *self, nl_table *t, PyObject *key) except NULL:
+    """allow(key) where those that are denied most are kept."""
+    cdef nl_fingerprint fp
+    cdef uint64_t now_ns = nl_clock_ns(t.clock)
+    cdef int outcome
+    if is_str(key):
+        fp = hash_of_str(t, key)
+    else:
+        fingerprint_of_other(t, <object>key, &fp)
+    outcome = nl_check_any(t, fp, now_ns, 1, NL_QUICKLY, NULL)
+    if outcome == NL_DENIED:
+        NL_TALLY(t, NL_COUNT_DENIED, 1)
+        note_denial(t, fp, now_ns, key)
+        return new_bool(False)
+    if outcome != NL_ALLOWED:
+        return new_bool(settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, NULL, &t) & NL_ALLOWED)
+    NL_TALLY(t, NL_COUNT_ALLOWED, 1)
+    return new_bool(True)
+
+
 cdef PyObject *front_allow(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *names) noexcept:
     cdef nl_table *t = <nl_table *>(<Limiter>self).table
     if n == 1 and names == NULL:
@@ -1494,7 +1683,9 @@ cdef PyObject *front_allow(PyObject *self, PyObject **args, Py_ssize_t n, PyObje
             return (<short_way><void *>short_allow)(self, t, args[0])
         if flags_of(t) == NL_FLAG_ALGORITHM:
             return meter_allows[t.rule.algorithm](self, t, args[0])
-        if flags_of(t) & ~NL_FLAG_ALGORITHM == NL_FLAG_POLICY:
+        if flags_of(t) & ~NL_FLAG_ALGORITHM == NL_FLAG_TOP:
+            return (<short_way><void *>top_allow)(self, t, args[0])
+        if flags_of(t) & ~(NL_FLAG_ALGORITHM | NL_FLAG_TOP) == NL_FLAG_POLICY:
             return (<short_way><void *>policy_allow)(self, t, args[0])
     return long_allow(self, args, n, names)
 
@@ -1561,6 +1752,7 @@ cdef int allow_fingerprint(Limiter limiter, nl_fingerprint fp, long long cost, c
     cdef nl_table *t = <nl_table *>limiter.table
     cdef uint32_t flags = flags_of(t)
     cdef nl_outcome outcome
+    cdef uint64_t now_ns
     if flags & NL_FLAG_CLOSED:
         return -2
     if flags & (NL_FLAG_CLOCK | NL_FLAG_POLICY) or (flags & NL_FLAG_CHILD and nl_shared_register(t) != 0):
@@ -1569,7 +1761,8 @@ cdef int allow_fingerprint(Limiter limiter, nl_fingerprint fp, long long cost, c
         return -1
     if cost == 0:
         return 1
-    outcome = nl_check_any(t, fp, nl_clock_ns(t.clock), <uint32_t>cost, NL_WAITING, NULL)
+    now_ns = nl_clock_ns(t.clock)
+    outcome = nl_check_any(t, fp, now_ns, <uint32_t>cost, NL_WAITING, NULL)
     while outcome & NL_MOVED:
         t = nl_table_after(t)
         outcome = nl_check_any(t, fp, nl_clock_ns(t.clock), <uint32_t>cost, NL_WAITING, NULL) | (outcome & NL_DISPLACED)
@@ -1579,6 +1772,11 @@ cdef int allow_fingerprint(Limiter limiter, nl_fingerprint fp, long long cost, c
     nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_ALLOWED if outcome & NL_ALLOWED else NL_COUNT_DENIED, 1)
     if outcome & NL_UNTRACKED:
         nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_OVERFLOWED, 1)
+    if flags & NL_FLAG_TOP and not outcome & NL_ALLOWED and not nl_top_count(&t.top, fp, now_ns):
+        if data == NULL:
+            nl_note_int(t, fp, now_ns, key)
+        else:
+            nl_note(t, fp, now_ns, NL_TEXT_BYTES, data, length)
     if flags & NL_FLAG_EVENTS:
         with gil:
             try:
@@ -1620,7 +1818,7 @@ cdef int open_shared(nl_table *t, int fd, path, uint32_t on_full, uint64_t stall
     return 0
 
 
-cdef nl_config config_of(limit, window_ns, max_keys, typical, str algorithm, max_log) except *:
+cdef nl_config config_of(limit, window_ns, max_keys, typical, str algorithm, max_log, track_top) except *:
     cdef nl_config config
     if not 1 <= max_keys <= NL_SHARED_KEYS_MOST:
         raise ValueError(f"max_keys must be from 1 to 2**30 for a shared table, got {max_keys}")
@@ -1634,12 +1832,13 @@ cdef nl_config config_of(limit, window_ns, max_keys, typical, str algorithm, max
     config.typical = typical
     config.algorithm = ALGORITHMS.index(algorithm)
     config.max_log = max_log
+    config.track_top = track_top
     return config
 
 
-def table_bytes(*, limit, window_ns, max_keys, typical, str algorithm not None="sliding-log", max_log=0):
+def table_bytes(*, limit, window_ns, max_keys, typical, str algorithm not None="sliding-log", max_log=0, track_top=0):
     """How many bytes the file of such a table has."""
-    cdef nl_config config = config_of(limit, window_ns, max_keys, typical, algorithm, max_log)
+    cdef nl_config config = config_of(limit, window_ns, max_keys, typical, algorithm, max_log, track_top)
     return nl_shared_bytes(&config)
 
 
@@ -1649,10 +1848,10 @@ def has_room(layout_limit, limit, window_ns, str algorithm not None="sliding-log
 
 
 def format_table(int fd, *, limit, in_force, window_ns, max_keys, typical, own_clock, bytes boot_id not None, pid_namespace,
-                 time_namespace, number=0, quotas=1, str algorithm not None="sliding-log", max_log=0):
+                 time_namespace, number=0, quotas=1, str algorithm not None="sliding-log", max_log=0, track_top=0):
     """Makes a table of a file that has exactly its size, and zeros in it: with room for one limit, and with another, or the same,
     in force. Nobody has the file yet but the caller."""
-    cdef nl_config config = config_of(limit, window_ns, max_keys, typical, algorithm, max_log)
+    cdef nl_config config = config_of(limit, window_ns, max_keys, typical, algorithm, max_log, track_top)
     cdef nl_origin origin
     cdef bytes secret = os.urandom(16)
     cdef uint64_t size = nl_shared_bytes(&config)
@@ -1703,7 +1902,7 @@ def read_header(int fd):
         "layout_limit": header.layout_limit, "max_keys": header.max_keys, "typical": header.typical, "max_log": header.max_log,
         "algorithm": ALGORITHMS[header.algorithm] if header.algorithm < <uint32_t>len(ALGORITHMS) else header.algorithm,
         "own_clock": bool(header.origin.own_clock), "created_ns": header.origin.created_ns, "number": header.origin.number,
-        "quotas": header.origin.quotas,
+        "quotas": header.origin.quotas, "track_top": header.track_top,
     }
 
 
@@ -1714,7 +1913,7 @@ cdef object limit_in_force(int fd, const nl_header *header):
         return header.layout_limit
     try:
         config = config_of(header.layout_limit, header.window_ns, header.max_keys, header.typical, ALGORITHMS[header.algorithm],
-                           header.max_log)
+                           header.max_log, header.track_top)
     except ValueError:
         return header.layout_limit
     cdef uint64_t offset = head_offset(&config) + HEAD_LIMIT
@@ -1739,6 +1938,74 @@ cdef extern from *:
 def mark_replaced(int fd):
     """Says in a header that another file has taken this one's place. Who has it mapped goes on with it."""
     os.pwrite(fd, int(NL_STATE_REPLACED).to_bytes(4, sys.byteorder), HEADER_STATE)
+
+
+@cython.final
+cdef class Reader:
+    """A shared table that is only looked at: nothing in it changes, and who looks is none of its users. O(1) each."""
+
+    cdef void *table
+    cdef readonly bint own_clock
+
+    def __cinit__(self, int fd):
+        """ValueError: it is no table that can be read."""
+        cdef nl_table *t = <nl_table *>calloc(1, sizeof(nl_table))
+        if t == NULL:
+            raise MemoryError()
+        try:
+            open_shared(t, fd, None, 0, 0, True)
+        except SharedTableError as error:
+            free(t)
+            raise ValueError(str(error).partition(": ")[2]) from None
+        self.table = t
+        self.own_clock = (<nl_header *>t.memory.base).origin.own_clock != 0
+
+    def __dealloc__(self):
+        cdef nl_table *t = <nl_table *>self.table
+        if t != NULL:
+            nl_shared_close(t)
+            free(t)
+
+    @property
+    def limit(self) -> int:
+        """The limit in force."""
+        return nl_load32(&(<nl_table *>self.table).head.limit)
+
+    @property
+    def track_top(self) -> int:
+        """How many of the keys that are denied most there is room for."""
+        cdef nl_table *t = <nl_table *>self.table
+        return t.top.keys if t.top.base != NULL else 0
+
+    @property
+    def replaced(self) -> bool:
+        """Has another table taken its name?"""
+        return nl_load32(&(<nl_header *>(<nl_table *>self.table).memory.base).state) == NL_STATE_REPLACED
+
+    def stats(self):
+        """As of a Limiter."""
+        cdef nl_table *t = <nl_table *>self.table
+        stats = Stats(
+            nl_table_count(t, NL_COUNT_ALLOWED), nl_table_count(t, NL_COUNT_DENIED), nl_table_keys(t),
+            nl_table_count(t, NL_COUNT_EVICTED), nl_table_count(t, NL_COUNT_OVERFLOWED), t.memory.bytes, t.slab.most,
+        )
+        stats.would_deny = nl_table_count(t, NL_COUNT_WOULD_DENY)
+        stats.stalled = nl_table_count(t, NL_COUNT_STALLED)
+        stats.log_bytes = nl_table_log_bytes(t)
+        stats.log_capacity_bytes = t.chunks.chunks.bytes
+        return stats
+
+    def denied_most(self):
+        """As of a Limiter; where its users bring a clock, by the newest time that one of them said."""
+        cdef nl_table *t = <nl_table *>self.table
+        cdef uint64_t now_ns = 0 if self.own_clock else nl_clock_ns(t.clock)
+        return panes_of(&t.top, now_ns), None if self.own_clock else now_ns
+
+    def _fingerprint(self, key):
+        """The key's 128 bits, low word first."""
+        cdef nl_fingerprint fp
+        fingerprint(<nl_table *>self.table, key, &fp)
+        return int(fp.lo) | int(fp.hi) << 64
 
 
 def inspect_table(int fd):

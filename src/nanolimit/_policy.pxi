@@ -230,6 +230,8 @@ cdef PyObject *policy_allow "nl_policy_allow" (PyObject *self, nl_table *t, PyOb
         fingerprint_of_other(t, <object>key, &fp)
     if t.policy != NULL and nl_policy_blocks(<const nl_policy *>t.policy, fp, r.now_ns):
         NL_TALLY(t, NL_COUNT_DENIED, 1)
+        if flags_of(t) & NL_FLAG_TOP:
+            note_denial(t, fp, r.now_ns, key)
         return new_bool(False)
     return govern_allow(self, t, key, fp, &r)
 
@@ -252,5 +254,7 @@ cdef PyObject *govern_allow(PyObject *self, nl_table *t, PyObject *key, nl_finge
         return new_bool(b.allow(<object>key))
     if outcome == NL_BLOCKED or (outcome <= NL_ALLOWED and not r.standing.blocks):
         NL_TALLY(t, NL_COUNT_ALLOWED if outcome == NL_ALLOWED else NL_COUNT_DENIED, 1)
+        if outcome != NL_ALLOWED and flags_of(t) & NL_FLAG_TOP:
+            note_denial(t, fp, r.now_ns, key)
         return new_bool(outcome == NL_ALLOWED)
     return new_bool(settle_all(b, outcome, <object>key, &claim, r, False) & NL_ALLOWED)

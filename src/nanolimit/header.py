@@ -45,6 +45,7 @@ class Config(NamedTuple):
     quotas: int = 1
     max_limit: int = 0  # the largest limit that there is room for, if above the one in force
     max_log: int = 0  # 0: there is no bound
+    track_top: int = 0  # how many of the keys that are denied most there is room for
 
     @property
     def layout_limit(self) -> int:
@@ -61,6 +62,7 @@ class Config(NamedTuple):
             typical=self.typical,
             algorithm=self.algorithm,
             max_log=self.max_log,
+            track_top=self.track_top,
         )
 
 
@@ -135,6 +137,7 @@ def checked_config(place: Place, header: Mapping[str, Any], status: os.stat_resu
         if algorithm != DEFAULT:
             fault(place, "max_log", max_log, f"0 with algorithm {algorithm!r}")
         max_log = _number(place, header, "max_log", _core.MAX_LOG_LEAST, layout_limit)
+    track_top = _number(place, header, "track_top", 0, _core.MAX_TRACK_TOP)
     if status.st_size != header["file_bytes"]:
         fault(place, "size", status.st_size, f"{header['file_bytes']} bytes")
     if header["intact"] is not True:
@@ -151,6 +154,7 @@ def checked_config(place: Place, header: Mapping[str, Any], status: os.stat_resu
         header["number"],
         header["quotas"],
         max_log=max_log,
+        track_top=track_top,
     )
     try:
         file_bytes = laid_out.file_bytes

@@ -8,6 +8,7 @@ documentation, `RateLimiter` has a slot of the same name for each.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
@@ -23,6 +24,7 @@ from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
 from nanolimit.errors import LimiterClosedError
 from nanolimit.policy import Policies, maker
 from nanolimit.quota import Quota, checked_quotas, whole_number
+from nanolimit.top import Offenders, checked_track_top
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -287,7 +289,7 @@ def _slot_text(verb: str) -> str:
     return f"{head}\n\n{first}\n{dedent(rest)}"
 
 
-class RateLimiter(Verbs, Policies):
+class RateLimiter(Verbs, Policies, Offenders):
     """An exact sliding-window limit for each of very many keys.
 
     In any window of length `per`, at most `limit` units of a key are allowed, and a request is
@@ -334,6 +336,10 @@ class RateLimiter(Verbs, Policies):
         exempt: Keys that have no limit, from the start; `set_exempt` does it later.
         enforce: False only watches: every request is allowed, and those that would have been
             denied are counted (``stats().would_deny``) and told of (`Decision.would_deny`).
+        track_top: Keep that many of the keys that are denied most, 1 to 1,000, for `top`; 0, none.
+            It costs about 1 KiB for each, and a look at every denial. A shared table has room for
+            100 of them, or for more if whoever makes it asks for more; they are counted by those
+            processes that have it on, all together.
         clock: Any callable that returns float seconds, such as a `ManualClock`. The system's
             monotonic clock when left out, which is fastest. All who share a table give one or
             none of them does, and theirs must show the same time.
@@ -406,6 +412,7 @@ class RateLimiter(Verbs, Policies):
         backoff: Backoff | None = None,
         exempt: Iterable[Key] = (),
         enforce: bool = True,
+        track_top: int = 0,
         clock: Callable[[], float] | None = None,
         shared: str | os.PathLike[str] | Literal[True] | None = None,
         on_mismatch: Literal["error", "adopt", "replace"] = "error",
@@ -434,6 +441,7 @@ class RateLimiter(Verbs, Policies):
             "max_limit": max_limit,
         }
         exempt = _checked_exempt(exempt)
+        track_top = checked_track_top(track_top)
         if not isinstance(enforce, bool):
             raise TypeError(f"enforce must be a bool, not {type(enforce).__name__}")
         if backoff is not None and not isinstance(backoff, Backoff):
@@ -458,11 +466,21 @@ class RateLimiter(Verbs, Policies):
                         make_quota=maker(each),
                         kin=engines[0] if engines else None,
                         max_log=_max_log_of(each, max_log) or 0,
+                        track_top=0 if engines else track_top,
                     )
                 )
         else:
             engines = self._shared_engines(
-                quotas, name, max_keys, on_full, algorithm, clock, shared, max_log, **given
+                quotas,
+                name,
+                max_keys,
+                on_full,
+                algorithm,
+                clock,
+                shared,
+                max_log,
+                track_top,
+                **given,
             )
         engine = engines[0] if len(engines) == 1 else _core.Bundle(engines)
         self._engine = engine
@@ -492,6 +510,7 @@ class RateLimiter(Verbs, Policies):
         self._clock = clock
         self._waits = None
         _core._defer_refcount(self)
+        _open[next(_serials)] = self
 
     def _shared_engines(
         self,
@@ -503,6 +522,7 @@ class RateLimiter(Verbs, Policies):
         clock: Callable[[], float] | None,
         shared: str | os.PathLike[str] | Literal[True],
         max_log: int | None,
+        track_top: int,
         *,
         on_mismatch: Any,
         mode: Any,
@@ -540,6 +560,7 @@ class RateLimiter(Verbs, Policies):
                 quotas=len(quotas),
                 max_limit=_checked_max_limit(max_limit, quota),
                 max_log=_max_log_of(quota, max_log),
+                track_top=0 if number else track_top,
             )
             for number, quota in enumerate(quotas)
         ]
@@ -857,6 +878,24 @@ class RateLimiter(Verbs, Policies):
         )
 
 
+# Those that somebody holds, by the order in which they were made: for whoever reports on them.
+_open: weakref.WeakValueDictionary[int, RateLimiter] = weakref.WeakValueDictionary()
+_serials = itertools.count()
+
+
+def live_limiters() -> list[RateLimiter]:
+    """Return the limiters of this process that are open, in the order in which they were made.
+
+    Thread-safe.
+    """
+    while True:
+        try:
+            found = sorted(_open.items())
+        except RuntimeError:  # another thread made or forgot one meanwhile
+            continue
+        return [limiter for _, limiter in found if not limiter.closed]
+
+
 # What few limiters need, imported when it is. An `import` in the methods would take as long as
 # a check at every call.
 _waiting: Any = None
@@ -910,6 +949,7 @@ def _attached(
                 on_stall=on_stall,
                 algorithm=wanted.algorithm,
                 make_quota=maker(quota if same else table.quota),
+                track_top=wanted.track_top,
             )
             if table.is_replaced():
                 # Others put a new table in its place before this one was mapped.
@@ -927,7 +967,7 @@ _CLOSE = vars(RateLimiter)["close"]
 class _Closed:
     """What a shared limiter holds in its engine's place once it is closed."""
 
-    __slots__ = ("algorithm", "name", "quota", "quotas")
+    __slots__ = ("algorithm", "name", "quota", "quotas", "track_top")
 
     closed = True
 
@@ -936,12 +976,13 @@ class _Closed:
         self.quota = engine.quota
         self.quotas = engine.quotas
         self.algorithm = engine.algorithm
+        self.track_top = engine.track_top
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise LimiterClosedError(f"limiter {self.name!r} is closed")
 
     allow = check = peek = allow_many = reset = clear = evict = stats = give_back = _refuse
-    count = governing = _refuse
+    count = governing = denied_most = _refuse
     __len__ = __contains__ = place = _verify = _fingerprint = _refuse
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from nanolimit import _core
 from nanolimit.algorithm import checked_algorithm, checked_max_log
@@ -47,13 +47,26 @@ from nanolimit.table import (
     finish,
     require_platform,
 )
+from nanolimit.watch import Watch
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
     from nanolimit.algorithm import Algorithm
+    from nanolimit.limiter import RateLimiter
 
-__all__ = ["Process", "TableInfo", "bytes_for", "directory", "inspect", "remove", "tables"]
+__all__ = [
+    "Process",
+    "TableInfo",
+    "Watch",
+    "attach",
+    "bytes_for",
+    "directory",
+    "inspect",
+    "remove",
+    "tables",
+    "watch",
+]
 
 
 @dataclass(frozen=True)
@@ -268,6 +281,63 @@ def _moment(epoch_ns: int) -> datetime | None:
         return datetime.fromtimestamp(epoch_ns // NS_PER_SECOND, timezone.utc)
     except (OverflowError, ValueError, OSError):
         return None  # the clock was wrong when it was made
+
+
+def watch(name: str | os.PathLike[str]) -> Watch:
+    """Return what looks at a table again and again, at a fixed cost each time.
+
+    Nothing in the table is changed, and the caller does not become one of its users.
+
+    Args:
+        name: The name or the path, as for `RateLimiter`.
+
+    Raises:
+        TypeError: `name` is neither a name nor a path.
+        ValueError: It is a name that no table can have.
+        SharedTableError: There is no such table, or it can't be read; or this platform has no
+            shared tables.
+    """
+    return Watch(name)
+
+
+def attach(name: str | os.PathLike[str]) -> RateLimiter:
+    """Return a limiter on a table that is there, whatever it was made for.
+
+    For those who look after tables: to `reset` a key, say. The caller becomes one of the table's
+    users until he closes the limiter. No table is made.
+
+    Args:
+        name: The name or the path, as for `RateLimiter`.
+
+    Raises:
+        TypeError: `name` is neither a name nor a path.
+        ValueError: It is a name that no table can have.
+        SharedTableError: There is no such table, or it can't be used; or its limiters bring a clock
+            of their own, so that nobody here knows the time.
+    """
+    from nanolimit.limiter import RateLimiter  # here: a limiter needs nothing of this module
+
+    place = place_of(name)
+    with watch(name) as seen:
+        if seen.own_clock:
+            raise SharedTableError(
+                f"table {place.path!r} goes by a clock that its limiters bring along: make a "
+                f"RateLimiter with that clock"
+            )
+        info = inspect(name)
+        if info.problem is not None:
+            raise SharedTableError(info.problem)
+        status = Path(place.path).stat()
+        mode = status.st_mode & 0o666
+        return RateLimiter(
+            seen.quotas,
+            max_keys=info.max_keys,
+            algorithm=cast("Algorithm", seen.algorithm),
+            shared=name if isinstance(name, str) else Path(name),
+            on_mismatch="adopt",
+            mode=mode,
+            group=status.st_gid if mode & 0o060 and place.kind != "default" else None,
+        )
 
 
 def remove(name: str | os.PathLike[str], force: bool = False) -> None:

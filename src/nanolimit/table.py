@@ -66,6 +66,10 @@ OnMismatch = Literal["error", "adopt", "replace"]
 
 DEFAULT_MAX_KEYS = 100_000
 
+# Every table that has a name has room for so many of the keys that are denied most (core/top.h), 89
+# KiB: so that track_top can be turned on, by a rolling deploy, without a new table.
+LEAST_TRACK_TOP = 100
+
 # What stands of a limiter's keys besides their logs has a table too (core/record.h). It is no
 # quota's, and says so by its number; each record is one that a limit of one unit has.
 RECORDS = "records"
@@ -97,6 +101,8 @@ class Wanted(NamedTuple):
     max_limit: int | None = None  # the largest limit that it must have room for
     sparse: bool = False  # without a name, and perhaps never used: memory is taken when it is
     max_log: int | None = None
+    track_top: int = 0  # how many of the keys that are denied most are to be kept
+    named: bool = True
 
     def config(self) -> Config:
         """Return what a new table is laid out for."""
@@ -115,7 +121,13 @@ class Wanted(NamedTuple):
             self.quotas,
             self.max_limit or 0,
             self.max_log or 0,
+            self._room_for_top(),
         )
+
+    def _room_for_top(self) -> int:
+        if self.number:
+            return 0  # the first of a limiter's tables keeps them
+        return max(self.track_top, LEAST_TRACK_TOP) if self.named else self.track_top
 
 
 class Access(NamedTuple):
@@ -205,7 +217,7 @@ def attach(
     """
     require_platform()
     if shared is True:
-        return _anonymous(wanted.config(), wanted.sparse)
+        return _anonymous(wanted._replace(named=False).config(), wanted.sparse)
     place = place_of(shared)
     gid = group_id(access.group)
     if gid is not None and place.kind == "default":
@@ -459,6 +471,7 @@ def _format(handle: Handle, config: Config) -> None:
         quotas=config.quotas,
         algorithm=config.algorithm,
         max_log=config.max_log,
+        track_top=config.track_top,
     )
 
 
@@ -557,6 +570,8 @@ def _settled(
         differences.append(f"algorithm is {config.algorithm!r}, asked for {wanted.algorithm!r}")
     if wanted.max_log is not None and config.max_log != wanted.max_log:
         differences.append(f"max_log is {config.max_log or None}, asked for {wanted.max_log}")
+    if config.track_top < wanted.track_top:
+        differences.append(f"track_top is {config.track_top} at most, asked for {wanted.track_top}")
     clocks = ("the system's", "one of its own")
     if config.own_clock != wanted.own_clock:
         differences.append(

@@ -46,7 +46,7 @@ static nl_fingerprint key_of(uint64_t k) {
 }
 
 static void open_table(nl_table *t, uint32_t limit, uint64_t window_ns, uint32_t max_keys, uint32_t on_full) {
-    nl_config config = {limit, window_ns, max_keys, on_full, {1, 2}, 0, 0, 0};
+    nl_config config = {limit, window_ns, max_keys, on_full, {1, 2}, 0, 0, 0, 0};
     CREW_REQUIRE(nl_table_open(t, &config), "no table");
 }
 
@@ -344,7 +344,7 @@ static void run_full(uint32_t rounds, uint32_t threads) {
 }
 
 static void open_meters(nl_table *t, uint32_t limit, uint64_t window_ns, uint32_t algorithm) {
-    nl_config config = {limit, window_ns, 1000, NL_ON_FULL_DENY, {1, 2}, 0, algorithm, 0};
+    nl_config config = {limit, window_ns, 1000, NL_ON_FULL_DENY, {1, 2}, 0, algorithm, 0, 0};
     CREW_REQUIRE(nl_table_open(t, &config), "no table");
 }
 
@@ -532,7 +532,7 @@ static void heirs_work(void *shared, uint32_t self) {
 
 static void open_heir(dynasty *d, uint32_t i) {
     static const uint64_t windows[] = {WINDOW_NS, (uint64_t)WINDOW_NS * 60, (uint64_t)WINDOW_NS * 3};
-    nl_config config = {i ? d->layout_limit : d->limit, windows[i % 3], 1 << 14, NL_ON_FULL_DENY, {1, 2}, 0, d->algorithm, 0};
+    nl_config config = {i ? d->layout_limit : d->limit, windows[i % 3], 1 << 14, NL_ON_FULL_DENY, {1, 2}, 0, d->algorithm, 0, 0};
     CREW_REQUIRE(nl_table_open(&d->tables[i], &config), "no table");
     d->tables[i].head->limit = d->limit;
 }

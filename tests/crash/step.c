@@ -432,7 +432,7 @@ static void wear_out(const nl_table *t) {
 }
 
 static void run_scene(const scene *s, uint32_t stream, uint64_t stream_ns) {
-    const nl_config config = {s->limit, s->window_ns, s->max_keys, s->on_full, {0x736372617463, 0x68}, s->limit, NL_SLIDING_LOG, 0};
+    const nl_config config = {s->limit, s->window_ns, s->max_keys, s->on_full, {0x736372617463, 0x68}, s->limit, NL_SLIDING_LOG, 0, 0};
     tally sums[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
     nl_table neighbour;
     life before;
@@ -523,7 +523,7 @@ static void meter_foresee(const unsigned char *file, const nl_config *config, li
 }
 
 static void run_meter_scene(const meter_scene *s) {
-    const nl_config config = {s->limit, MINUTE, 16, NL_ON_FULL_ALLOW, {0x736372617463, 0x68}, s->limit, s->algorithm, 0};
+    const nl_config config = {s->limit, MINUTE, 16, NL_ON_FULL_ALLOW, {0x736372617463, 0x68}, s->limit, s->algorithm, 0, 0};
     const uint64_t bytes = nl_shared_bytes(&config);
     uint64_t now_ns = (uint64_t)1 << 40, heirs = 0;
     nl_table t;

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nanolimit.integrations.advice import LONGEST_S, NAMES, advised
 from nanolimit.integrations.item import Item, read_items
-from tools import missing
 
 # Pieces that parsers of such fields act upon, so that most texts come close to being right.
 _PIECES = st.sampled_from(

@@ -41,7 +41,7 @@ def test_the_signature_of_a_limiter() -> None:
     parameters = inspect.signature(RateLimiter).parameters
     assert list(parameters) == [
         "quota", "per", "name", "max_keys", "on_full", "algorithm", "max_log", "backoff", "exempt",
-        "enforce", "clock", "shared",
+        "enforce", "track_top", "clock", "shared",
         "on_mismatch", "mode", "group", "stall_timeout", "on_stall", "typical",
         "max_limit",
     ]  # fmt: skip

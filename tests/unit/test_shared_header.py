@@ -52,9 +52,9 @@ def test_the_fields_lie_where_these_tests_look(table: Path) -> None:
             b"NANOLIM\0",
             r"its magic is b'NANOLIM\\x00', expected b'nanolim\\x00'; it is no",
         ),
-        ("version", 0, "its layout version is 0, expected 2; another version of nanolimit made it"),
-        ("version", 3, "its layout version is 3, expected 2; another version of nanolimit made it"),
-        ("version", 2 << 24, "its byte order is 'swapped', expected this machine's"),
+        ("version", 0, "its layout version is 0, expected 3; another version of nanolimit made it"),
+        ("version", 4, "its layout version is 4, expected 3; another version of nanolimit made it"),
+        ("version", 3 << 24, "its byte order is 'swapped', expected this machine's"),
         ("byte_order", 0x04030201, "its byte_order is 67305985, expected 16909060"),
         ("word_bytes", 4, "its word_bytes is 4, expected 8"),
         ("page_bytes", 1, "its page_bytes is 1, expected "),
@@ -70,6 +70,8 @@ def test_the_fields_lie_where_these_tests_look(table: Path) -> None:
         ("layout_limit", 0, "its layout_limit is 0, expected 1 to 16777216"),
         ("layout_limit", 2**24 + 1, "its layout_limit is 16777217, expected 1 to 16777216"),
         ("max_log", 2, "its max_log is 2, expected 16 to 3"),
+        ("track_top", 1001, "its track_top is 1001, expected 0 to 1000"),
+        ("track_top", 500, "its file_bytes is [0-9]+, expected [0-9]+"),
         ("layout_limit", 2, "its typical is 3, expected 1 to 2"),
         ("typical", 0, "its typical is 0, expected 1 to 3"),
         ("algorithm", 4, "its algorithm is 4, expected a number below 4"),
@@ -187,7 +189,7 @@ def test_another_boot_makes_it_anew(table: Path) -> None:
 
 def test_another_boot_does_not_excuse_another_version(table: Path) -> None:
     put_field(table, "boot_id", uuid.uuid4().bytes)
-    put_field(table, "version", 3)
+    put_field(table, "version", 4)
     before = table.read_bytes()
     assert "another version of nanolimit made it" in refused(on_mismatch="replace")
     assert table.read_bytes() == before

@@ -101,7 +101,7 @@ def test_all_of_the_directory(folder: Path) -> None:
     os.truncate(folder / "bad", 5000)
     put_field(folder / "stale", "boot_id", bytes(16))
     put_field(folder / "replaced", "state", 2)
-    put_field(folder / "newer", "version", 3)
+    put_field(folder / "newer", "version", 4)
     put_field(folder / "elsewhere", "time_namespace", 5)
     (folder / "foreign").write_text("text")
     (folder / "folder").mkdir()
@@ -126,7 +126,7 @@ def test_all_of_the_directory(folder: Path) -> None:
         "folder": "it is a directory, expected a regular file",
         "foreign": "it is no table of nanolimit",
         "link": "it is a symbolic link",
-        "newer": "its layout version is 3, expected 2",
+        "newer": "its layout version is 4, expected 3",
     }.items():
         assert says in (found[name].problem or "")
         assert found[name].quota is None or name == "elsewhere"
@@ -229,7 +229,7 @@ def test_the_dead_use_nothing(folder: Path) -> None:
 def test_a_table_of_another_version_can_be_removed(folder: Path) -> None:
     """It is what the error of a limiter advises."""
     limiter = RateLimiter(3, shared="api")
-    put_field(folder / "api", "version", 3)
+    put_field(folder / "api", "version", 4)
     with pytest.raises(SharedTableError, match="is in use: stop them first"):
         shared.remove("api")
     del limiter

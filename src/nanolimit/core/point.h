@@ -16,7 +16,8 @@
     X(move_copied) X(move_published) X(move_given)                                                                     \
     X(segment_locked) X(insert_fingerprint) X(insert_passed) X(insert_id) X(insert_tag) X(insert_placed)               \
     X(free_emptied) X(free_fingerprint) X(free_tag) X(free_removed) X(hand_took) X(orphan_claimed) X(walk_freed)       \
-    X(repair_began) X(repair_entry) X(repair_done) X(register_locked) X(registered)
+    X(repair_began) X(repair_entry) X(repair_done) X(register_locked) X(registered)                             \
+    X(top_locked) X(top_emptied) X(top_ousted) X(top_written) X(top_linked)
 
 typedef enum {
 #define NL_AS_ENUM(name) NL_AT_##name,

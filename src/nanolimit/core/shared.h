@@ -1,7 +1,7 @@
 /* shared.h: a table in a file that all processes of a machine map. The engine is the same; here is how such a table is laid out
  * and opened, who is at it, and who of them lives. Linux only.
  *
- *   header | members | head | directory | segment headers | buckets | bitmap | slots | spans | sets of spans | chunks
+ *   header | members | head | directory | segment headers | buckets | bitmap | slots | spans | sets of spans | chunks | top
  *
  * All of it is there from the start and nothing grows: no segment splits, no page is handed back. What can be half done when a
  * process dies (and how its heirs mend it) stands in lock.h, slab.h, chunk.h and segment.h.
@@ -20,7 +20,7 @@
 
 #include "walk.h"
 
-enum { NL_LAYOUT_VERSION = 2, NL_SHARED_SEGMENT_KEYS = 560, NL_SHARED_KEYS_MOST = 1 << 30 };
+enum { NL_LAYOUT_VERSION = 3, NL_SHARED_SEGMENT_KEYS = 560, NL_SHARED_KEYS_MOST = 1 << 30 };
 enum { NL_NO_PLACE = -1 }; /* 2,046 processes are at the table */
 enum { NL_STATE_NEW, NL_STATE_READY, NL_STATE_REPLACED };
 #define NL_MAGIC "nanolim"
@@ -45,7 +45,7 @@ typedef struct { /* the file's first bytes. In every version: magic and version.
     uint32_t max_keys, layout_limit, typical, algorithm;
     nl_origin origin;
     uint64_t secret[2];           /* as in the head */
-    uint32_t max_log, unused;
+    uint32_t max_log, track_top;
     uint64_t digest;              /* of all above but state */
 } nl_header;
 
@@ -120,7 +120,7 @@ static inline void nl_shared_format(void *base, const nl_config *config, const n
     nl_table t;
     memset(&t, 0, sizeof t);
     t.memory.base = (unsigned char *)base;
-    nl_table_lay_out(&t, config->max_keys, l.sizes);
+    nl_table_lay_out(&t, config, l.sizes);
     nl_header *header = (nl_header *)base;
     memset(header, 0, sizeof *header);
     memcpy(header->magic, NL_MAGIC, sizeof header->magic);
@@ -136,6 +136,7 @@ static inline void nl_shared_format(void *base, const nl_config *config, const n
     header->typical = config->typical;
     header->algorithm = config->algorithm;
     header->max_log = config->max_log;
+    header->track_top = config->track_top;
     header->origin = *origin;
     for (int i = 0; i < 2; i++) header->secret[i] = t.head->secret[i] = config->secret[i];
     t.head->mask = (uint32_t)(l.directory - 1);
@@ -367,10 +368,11 @@ static inline const char *nl_header_check(const nl_header *h, uint64_t bytes, nl
     if (nl_header_digest(h) != h->digest) return "its header is damaged";
     if (!nl_load32(&((nl_header *)(uintptr_t)h)->state)) return "it was never finished";
     if (h->algorithm >= NL_ALGORITHMS || !h->layout_limit || h->layout_limit > nl_limit_most(h->algorithm) || h->window_ns < 1000 || h->window_ns > (uint64_t)1 << 60 || !h->max_keys ||
-        h->max_keys > NL_SHARED_KEYS_MOST || !h->typical || h->typical > h->layout_limit ||
+        h->max_keys > NL_SHARED_KEYS_MOST || h->track_top > NL_TOP_KEYS_MOST || !h->typical || h->typical > h->layout_limit ||
         (h->max_log && (h->algorithm || h->max_log < NL_MAX_LOG_LEAST || h->max_log > h->layout_limit)))
         return "its configuration is out of range";
-    nl_config c = {h->layout_limit, h->window_ns, h->max_keys, 0, {h->secret[0], h->secret[1]}, h->typical, h->algorithm, h->max_log};
+    nl_config c = {h->layout_limit, h->window_ns, h->max_keys, 0, {h->secret[0], h->secret[1]}, h->typical, h->algorithm, h->max_log,
+                   h->track_top};
     *config = c;
     if (h->file_bytes != bytes || nl_shared_bytes(config) != bytes) return "its size is not what its configuration takes";
     return NULL;
@@ -433,7 +435,7 @@ static inline const char *nl_shared_open(nl_table *t, int fd, const char *path, 
     t->on_full = on_full;
     t->clock = NL_CLOCK_SHARED;
     t->number = header.origin.number;
-    nl_table_lay_out(t, config.max_keys, l.sizes);
+    nl_table_lay_out(t, &config, l.sizes);
     nl_region *whole[] = {&t->directory_region, &t->segment_region, &t->bucket_region, &t->slab.bitmap,
                           &t->slab.slots,       &t->chunks.spans,   &t->chunks.sets_region, &t->chunks.chunks};
     for (int i = 0; i < 8; i++) whole[i]->committed = whole[i]->bytes;

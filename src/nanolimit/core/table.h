@@ -23,6 +23,7 @@
 #include "meter.h"
 #include "run.h"
 #include "segment.h"
+#include "top.h"
 
 /* Slots that the hand looks at: at every insert into a table of at least so many; for one to displace; when none is free;
  * and up to which size it then looks at all of them. */
@@ -38,7 +39,8 @@ enum {
     NL_FLAG_EVENTS = 4,
     NL_FLAG_CHILD = 8,     /* of a fork: not yet a member of the table */
     NL_FLAG_ALGORITHM = 16, /* it counts by meters, or in runs: has a short way of its own */
-    NL_FLAG_POLICY = 32     /* there is more to a key than its log (record.h), or denials are not enforced */
+    NL_FLAG_POLICY = 32,    /* there is more to a key than its log (record.h), or denials are not enforced */
+    NL_FLAG_TOP = 64        /* somebody wants to know who is denied most (top.h) */
 };
 
 typedef struct { /* stored: what all users of the table share */
@@ -56,7 +58,7 @@ typedef struct { /* stored: what all users of the table share */
 } nl_head;
 
 enum { NL_REGION_HEADER, NL_REGION_MEMBERS, NL_REGION_HEAD, NL_REGION_DIRECTORY, NL_REGION_SEGMENTS, NL_REGION_BUCKETS, NL_REGION_BITMAP,
-       NL_REGION_SLOTS, NL_REGION_SPANS, NL_REGION_SETS, NL_REGION_CHUNKS, NL_REGIONS };
+       NL_REGION_SLOTS, NL_REGION_SPANS, NL_REGION_SETS, NL_REGION_CHUNKS, NL_REGION_TOP, NL_REGIONS };
 
 typedef struct nl_table { /* one process's view of a table */
     uint32_t *flags;    /* own_flags; of a member of a shared table, its place's, where others can reach them */
@@ -72,6 +74,7 @@ typedef struct nl_table { /* one process's view of a table */
     nl_party us;
     nl_slab slab;
     nl_chunks chunks;
+    nl_top top;         /* of a shared table always; of a private one if it is told to keep it, in memory of its own */
     nl_region memory, directory_region, segment_region, bucket_region;
     uint32_t number;    /* which of a limiter's tables: they share a secret (claim.h) */
     uint32_t splits_begun, splits_done; /* in private memory, the only place where segments split */
@@ -95,6 +98,7 @@ typedef struct {
     uint32_t typical; /* a shared table's: how many stamps (or runs) a live key holds on average, for which there is memory */
     uint32_t algorithm;
     uint32_t max_log; /* a bound of a log's runs (run.h), or 0 */
+    uint32_t track_top; /* a shared table's: the keys that top.h has room for */
 } nl_config; /* the limit is the largest one that there can be room for; which one holds, the head says */
 
 /* The flags are read always and changed rarely, by any thread; and once they move, when a process joins a shared table. */
@@ -139,14 +143,15 @@ static inline uint64_t nl_table_measure(const nl_config *config, uint64_t header
                                         keys * sizeof(nl_slot),
                                         chunk_bytes ? (spans + 2) * sizeof(nl_span) : 0,
                                         nl_chunk_set_bytes(chunk_bytes),
-                                        chunk_bytes};
+                                        chunk_bytes,
+                                        nl_top_bytes(config->track_top)};
     uint64_t sum = 0;
     for (int i = 0; i < NL_REGIONS; i++) sum += sizes[i] = (bytes[i] + page - 1) / page * page;
     return sum;
 }
 
 /* Finds the regions in t->memory. What of each is committed is for the caller to say. */
-static inline void nl_table_lay_out(nl_table *t, uint32_t max_keys, const uint64_t sizes[NL_REGIONS]) {
+static inline void nl_table_lay_out(nl_table *t, const nl_config *config, const uint64_t sizes[NL_REGIONS]) {
     nl_region *regions[NL_REGIONS] = {[NL_REGION_DIRECTORY] = &t->directory_region, [NL_REGION_SEGMENTS] = &t->segment_region,
                                       [NL_REGION_BUCKETS] = &t->bucket_region,     [NL_REGION_BITMAP] = &t->slab.bitmap,
                                       [NL_REGION_SLOTS] = &t->slab.slots,          [NL_REGION_SPANS] = &t->chunks.spans,
@@ -155,6 +160,7 @@ static inline void nl_table_lay_out(nl_table *t, uint32_t max_keys, const uint64
     for (int i = 0; i < NL_REGIONS; at += sizes[i++]) {
         if (i == NL_REGION_MEMBERS && sizes[i]) t->us.members = (nl_member *)(void *)at;
         if (i == NL_REGION_HEAD) t->head = (nl_head *)(void *)at;
+        if (i == NL_REGION_TOP && sizes[i]) t->top = nl_top_at(at, config->track_top);
         if (!regions[i]) continue;
         regions[i]->base = at;
         regions[i]->bytes = sizes[i];
@@ -165,8 +171,8 @@ static inline void nl_table_lay_out(nl_table *t, uint32_t max_keys, const uint64
     t->slab.state = &t->head->slab;
     t->chunks.state = &t->head->chunks;
     t->stripe = t->head->counters.stripes[0];
-    nl_slab_lay_out(&t->slab, max_keys);
-    nl_chunks_lay_out(&t->chunks, nl_slab_slot(&t->slab, 0), max_keys);
+    nl_slab_lay_out(&t->slab, config->max_keys);
+    nl_chunks_lay_out(&t->chunks, nl_slab_slot(&t->slab, 0), config->max_keys);
 }
 
 static inline void nl_table_learn(nl_table *t, const nl_head *head) { /* what keys are hashed with */
@@ -192,7 +198,7 @@ static inline bool nl_table_open(nl_table *t, const nl_config *config) {
     }
     t->memory.bytes = nl_table_measure(config, 0, 0, segments, 16 * nl_power_of_two_above(segments), chunk_bytes, page, sizes);
     if (t->memory.bytes > SIZE_MAX || !(t->memory.base = (unsigned char *)nl_reserve((size_t)t->memory.bytes))) return false;
-    nl_table_lay_out(t, config->max_keys, sizes);
+    nl_table_lay_out(t, config, sizes);
     if (!nl_commit(t->head, sizeof(nl_head)) ||
         !nl_region_commit(&t->chunks.sets_region, t->chunks.sets_region.bytes, page)) goto failed;
     t->head->segments = 1; /* segment 0, depth 0: zeros, and the directory's only entry */

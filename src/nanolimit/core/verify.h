@@ -231,6 +231,13 @@ static inline const char *nl_verify(nl_table *t, uint32_t *orphans, char *messag
         if (nl_segment_enter(t, number, NL_WAITING)) nl_unlock(&t->segments[number].lock);
     if (t->us.members && nl_slab_lock(&t->us, &t->slab, NL_WAITING)) nl_unlock(&t->head->slab.lock);
     if (t->us.members && nl_chunks_lock(&t->us, &t->chunks, NL_WAITING)) nl_unlock(&t->head->chunks.lock);
+    for (uint64_t epoch = 0; t->top.base && epoch < NL_TOP_PANES; epoch++) {
+        nl_top_pane *pane = nl_top_pane_of(&t->top, epoch);
+        nl_taking taking = nl_lock_take(&t->us, &pane->lock, NL_WAITING);
+        if (taking == NL_INHERITED) nl_top_repair(&t->top, pane);
+        if (!broken) broken = nl_top_verify(&t->top, pane);
+        if (taking != NL_BUSY) nl_unlock(&pane->lock);
+    }
     if (!slots || !chunks) broken = "no memory to verify with";
     for (uint32_t number = 0; !broken && number < t->head->segments; number++)
         broken = nl_verify_segment(t, number, slots, chunks, message, bytes);
