@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nanolimit import dashboard, shared
-from nanolimit.dashboard.access import is_loopback_name
+from nanolimit.dashboard.access import Access, is_loopback_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,8 @@ From another machine, without opening a port:
   ssh -L 8377:127.0.0.1:8377 web1 nanolimit dashboard api
 
 \b
-Exit codes: 0 ended by Ctrl-C, 1 the table or the port can't be used, 2 wrong usage, 3 an extra is not installed.""",
+Exit codes: 0 ended by Ctrl-C, 1 the table or the port can't be used, 2 wrong usage,
+3 an extra is not installed.""",
 )
 @click.argument("names", metavar="SHARED_FILE...", nargs=-1, required=True)
 @click.option(
@@ -73,8 +74,8 @@ Exit codes: 0 ended by Ctrl-C, 1 the table or the port can't be used, 2 wrong us
 @click.option(
     "--token-file",
     metavar="FILE",
-    help=f"A file whose first line is the token. It may stand in {TOKEN_VARIABLE} instead; there is "
-    "no option for it, because every user of the machine sees those.",
+    help=f"A file whose first line is the token; or set {TOKEN_VARIABLE}. There "
+    "is no option for the token itself: every user of the machine could read it.",
 )
 @click.option("--read-only", is_flag=True, help="Offer no button that resets a key.")
 def dashboard_command(
@@ -111,7 +112,10 @@ def dashboard_command(
                 watches.append(shared.watch(name))
             except ValueError as error:
                 raise click.BadParameter(str(error), param_hint="'SHARED_FILE'") from None
-        shown: list[Watched] = [watch if read_only else _Table(watch) for watch in watches]
+        # Nobody here knows the time of a clock that its limiters bring along.
+        shown: list[Watched] = [
+            watch if read_only or watch.own_clock else _Table(watch) for watch in watches
+        ]
         try:
             app = dashboard.app(*shown, token=token)
         except ValueError as error:
@@ -158,7 +162,7 @@ def _token(token_file: str | None) -> str | None:
     if given is None:
         return None
     try:
-        dashboard.Access(given, None)
+        Access(given, None)
     except ValueError as error:
         raise click.UsageError(f"{where}: {error}") from None
     return given

@@ -302,4 +302,3 @@ def _not_ours() -> Response:
         f"A change is asked for by the dashboard's own page, with the header "
         f"{CHANGE_HEADER.decode()}.",
     )
-

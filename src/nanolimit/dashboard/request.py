@@ -118,7 +118,7 @@ async def body_of(receive: Receive) -> bytes:
         BodyTooLargeError: It is larger than any that we ask for; the rest was not read.
         ClientGoneError: The client went away meanwhile.
     """
-    body = b""
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -127,4 +127,4 @@ async def body_of(receive: Receive) -> bytes:
         if len(body) > MAX_BODY_BYTES:
             raise BodyTooLargeError
         if not message.get("more_body", False):
-            return body
+            return bytes(body)

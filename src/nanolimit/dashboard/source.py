@@ -72,6 +72,10 @@ class Source:
         self.watched = watched
         self.name = watched.name
         self.readings: deque[Reading] = deque(maxlen=int(SPAN_S / PERIOD_S))
+        # Of a table that is gone they can't be asked for any more.
+        self._quotas = watched.quotas
+        self._algorithm = watched.algorithm
+        self._track_top = watched.track_top
         self._last: tuple[float, int, int] | None = None
         self._counts: dict[str, int] | None = None
         self._state = "open"
@@ -87,6 +91,9 @@ class Source:
         """Take one reading, at this time of the monotonic clock. A fixed amount of work."""
         try:
             stats = self.watched.stats()
+            # A limit may be changed at any time, and a table made anew for another one.
+            self._quotas, self._algorithm = self.watched.quotas, self.watched.algorithm
+            self._track_top = self.watched.track_top
         except Exception as error:
             self._fail(error)
             self._gap(now_s)
@@ -145,9 +152,9 @@ class Source:
         newest = recent[-1] if recent and self._state == "open" else None
         return {
             "name": label.parts(self.name),
-            "quota": words.sentences(self.watched.quotas, self.watched.algorithm),
-            "algorithm": self.watched.algorithm,
-            "track_top": self.watched.track_top,
+            "quota": words.sentences(self._quotas, self._algorithm),
+            "algorithm": self._algorithm,
+            "track_top": self._track_top,
             "can_reset": self.can_reset,
             "state": self._state,
             "problem": label.parts(self._problem) if self._problem else [],
@@ -167,7 +174,7 @@ class Source:
         ]
 
     def _top(self) -> list[dict[str, Any]] | None:
-        if not self.watched.track_top or self._state != "open":
+        if not self._track_top or self._state != "open":
             return None
         try:
             found = self.watched.top(SHOWN_KEYS)
@@ -200,9 +207,10 @@ class Source:
         Raises:
             NanolimitError: The limiter is closed, or its table gone.
         """
-        if not self.watched.track_top:
+        most = self.watched.track_top
+        if not most:
             return None
-        for each in self.watched.top(self.watched.track_top):
+        for each in self.watched.top(most):
             if each.exact and self._id(each.key) == entry_id:
                 return (each.key,)
         return None
@@ -218,4 +226,5 @@ class Source:
         Python's own notation keeps ``1``, ``"1"``, ``b"1"`` and ``("1",)`` apart.
         """
         notation = f"{self.name}\0{label.kind(key)}\0{key!r}"
-        return hashlib.blake2b(notation.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(notation.encode("utf-8", "surrogatepass"), digest_size=16)
+        return digest.hexdigest()
