@@ -68,6 +68,12 @@ def test_a_time_in_which_nobody_looked_is_a_gap(limiter: RateLimiter) -> None:
     source.read(60.0)
     source.read(61.0)
     assert source.history(61.0) == [[1.0, 60.0, 61.0], [0.0, None, 0.0], [0.0, None, 0.0]]
+    # how many is known all the same, if they were within the ten minutes
+    assert source.now(61.0)["recent"] == {"allowed": 2, "denied": 8}
+    limiter.allow("ann")
+    source.read(1000.0)
+    source.read(1001.0)
+    assert source.now(1001.0)["recent"] == {"allowed": 0, "denied": 0}
 
 
 class Table:
@@ -144,7 +150,7 @@ def test_what_should_not_raise_and_does_is_logged_once(caplog: pytest.LogCapture
 def test_a_limit_that_changes_is_told(limiter: RateLimiter) -> None:
     source = Source(limiter)
     source.read(0.0)
-    limiter.set_limit(7)
+    limiter.update("7/minute")
     source.read(1.0)
     assert source.now(1.0)["quota"] == ["7 requests in any 60 seconds, counted exactly"]
 

@@ -118,10 +118,16 @@ class Source:
             return  # a rate needs two
         elapsed_s = now_s - last[0]
         more_allowed, more_denied = allowed - last[1], denied - last[2]
-        if elapsed_s > _GAP_S or elapsed_s <= 0 or more_allowed < 0 or more_denied < 0:
-            # Nobody looked for a while; or the table was made anew, and counts from zero again.
-            self._gap(now_s)
+        if elapsed_s <= 0 or more_allowed < 0 or more_denied < 0:
+            self._gap(now_s)  # the table was made anew, and counts from zero again
             self._last = (now_s, allowed, denied)
+            return
+        if elapsed_s > _GAP_S:
+            # Nobody looked for a while: how many is known, and not when.
+            known = elapsed_s <= SPAN_S
+            self.readings.append(
+                Reading(now_s, None, None, more_allowed * known, more_denied * known)
+            )
             return
         self.readings.append(
             Reading(
