@@ -10,6 +10,7 @@
   const $ = (id) => document.getElementById(id);
   const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
   const tenths = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
+  const tenth = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
   const hundredths = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
   const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
   const hour = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", hour12: false });
@@ -22,7 +23,7 @@
     // A few of very many are neither none nor all of them.
     if (part > 0 && percent < 0.01) return "< 0.01\u00a0%";
     if (part < all && percent > 99.99) return "> 99.99\u00a0%";
-    return `${(percent < 1 || percent > 99 ? hundredths : tenths).format(percent)}\u00a0%`;
+    return `${(percent < 1 || percent > 99 ? hundredths : tenth).format(percent)}\u00a0%`;
   };
   const bytes = (value) => {
     for (const [unit, name] of [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]]) {
@@ -228,7 +229,7 @@
       showParts(name, limiter.name);
       const sample = limiter.sample;
       say(said, limiter.state !== "open" ? limiter.state
-        : `${rate(sample && sample[1])} allowed/s · ${rate(sample && sample[2])} denied/s`);
+        : `${rate(sample && sample[1])}\u00a0allowed/s · ${rate(sample && sample[2])}\u00a0denied/s`);
       button.setAttribute("aria-current", String(place === chosen));
     });
   }
@@ -453,14 +454,16 @@
     say($("top-empty"), !limiter.track_top
       ? "Nobody keeps account of them: make the limiter with track_top=100, and its most denied keys stand here."
       : limiter.state === "open" ? "Nobody was denied in the last 10 minutes." : "");
-    const seen = new Set();
+    // While somebody points at a row, or has its button in focus, no row changes places: or the
+    // button that is pressed would be another one's.
+    const held = $("top").matches(":hover") || body.contains(document.activeElement);
+    say($("top-note"), `most denied in the last 10 minutes${held ? "; order held" : ""}`);
+    const seen = new Map();
     top.forEach((entry, place) => {
       const id = JSON.stringify([chosen, limiter.can_reset, entry.id, entry.kind, entry.exact, entry.id ? "" : entry.key]);
-      seen.add(id);
       let row = rows.get(id);
       if (!row) rows.set(id, (row = makeRow(entry)));
-      // Moved only where it must be: a row that is moved loses the focus of its button.
-      if (body.children[place] !== row) body.insertBefore(row, body.children[place] || null);
+      seen.set(id, row);
       const [rank, , denied, last] = row.children;
       say(rank, String(place + 1));
       say(denied.children[0], count(entry.denied));
@@ -473,6 +476,14 @@
         row.remove();
         rows.delete(id);
       }
+    }
+    let place = 0;
+    for (const row of seen.values()) {
+      // Moved only where it must be: a row that is moved loses the focus of its button.
+      if (held ? !row.isConnected : body.children[place] !== row) {
+        body.insertBefore(row, held ? null : body.children[place] || null);
+      }
+      place += 1;
     }
   }
 
