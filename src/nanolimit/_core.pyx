@@ -652,7 +652,7 @@ cdef class Limiter:
                   path=None, stall_ns=0, str on_stall not None="allow", make_quota=None, str algorithm not None="sliding-log",
                   Limiter kin=None, max_log=0, track_top=0):
         """table: the descriptor of a shared table's file, which says what limit, window_ns, max_keys and algorithm are. kin:
-        whose secret it shares, in a Bundle. track_top: keep so many of the keys that are denied most; a shared table has room or not."""
+        whose secret it shares, in a Bundle. track_top: keep so many of the keys that are denied most."""
         cdef nl_config config
         cdef bytes secret = os.urandom(16)
         self.quota_now = quota
@@ -1507,8 +1507,8 @@ cdef int note_key(nl_table *t, uint64_t now_ns, object key) except -1:
 
 
 cdef list panes_of(nl_top *top, uint64_t now_ns):
-    """The panes that count now, as tuples: the denials that are nobody's; the least denials of an entry, 0 while there are free ones;
-    and the entries: fingerprint, denials, error, nanoseconds of the last one, kind of the text, is it cut, text."""
+    """The panes that count now, as tuples: the denials that are nobody's; the least denials of an entry, 0 while there are free
+    ones; and the entries: fingerprint, denials, error, nanoseconds of the last one, kind of the text, is it cut, text."""
     cdef nl_top_entry entry
     cdef nl_top_pane *pane
     cdef uint64_t newest, epoch

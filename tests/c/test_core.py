@@ -33,7 +33,7 @@ THREAD = ["-fsanitize=thread", "-DNL_PORTABLE_TAGS"]
 #: rounds of each test of threads.c, in a second or so
 RACES = {
     "hot": 1_500, "sliding": 600, "clear": 1_000, "full": 2_000, "claims": 200_000, "heirs": 20_000,
-    "meters": 1_500,
+    "meters": 1_500, "top": 2_000,
     "fork": 40,
 }  # fmt: skip
 

@@ -12,6 +12,8 @@
  *            and nobody finds a key empty that was counted
  *   meters   the same for the algorithms that keep no log: exactly `limit` at one instant, and with a clock that moves on never more than
  *            each algorithm's law. What is refunded at once was never there
+ *   top      the keys that are denied most, of few and of many more than there are entries, over panes that begin anew: no count is too
+ *            low by what was not missed, none too high by more than its error, and no entry is read with another one's text
  *   fork     children forked in the middle of all that find a sound table and can use it (not on Windows)
  *
  * After each, nl_verify. What is wrong is told on stderr, and the process aborts.
@@ -792,6 +794,92 @@ static void run_fork(uint32_t rounds, uint32_t threads) {
 }
 #endif
 
+/* --- top ---------------------------------------------------------------------------------------------------------- */
+
+enum { TOP_ENTRIES = 16, TOP_KEYS_MOST = 96, TOP_DENIALS = 96 };
+
+typedef struct {
+    nl_top top;
+    nl_party us;
+    crew_barrier barrier;
+    uint32_t rounds, keys;
+    uint64_t denied[TOP_KEYS_MOST];
+} offenders;
+
+static void look_at_offender(offenders *o, nl_top_pane *pane, uint32_t id) {
+    nl_top_entry entry;
+    if (!nl_top_read(&o->top, pane, id, &entry)) return;
+    nl_fingerprint fp = key_of(entry.text[0]);
+    CREW_REQUIRE(fp.lo == entry.fp.lo && fp.hi == entry.fp.hi && entry.text[15] == entry.text[0] && entry.form == entry.text[0],
+                 "an entry with another one's text");
+    CREW_REQUIRE(entry.error <= (uint32_t)entry.word, "error %u of %u", entry.error, (uint32_t)entry.word);
+}
+
+static void top_work(void *shared, uint32_t self) {
+    offenders *o = shared;
+    uint64_t state = self;
+    for (uint32_t round = 0; round < o->rounds; round++) {
+        uint64_t now_ns = (uint64_t)round * NL_TOP_PANE_NS;
+        nl_top_pane *pane = nl_top_pane_of(&o->top, round + 1);
+        crew_meet(&o->barrier);
+        for (uint32_t i = 0; i < TOP_DENIALS; i++) {
+            uint64_t random = next_random(&state), k = random & 3 ? (random >> 8) % o->keys : (random >> 8) % 3;
+            uint64_t text[NL_TOP_TEXT / 8] = {k, [15] = k};
+            nl_add64(&o->denied[k], 1);
+            /* a clock that goes back counts in the newest pane */
+            uint64_t at_ns = now_ns - (random >> 40 & 7 || !round || !i ? 0 : NL_TOP_PANE_NS);
+            if (!nl_top_count(&o->top, key_of(k), at_ns)) nl_top_add(&o->top, &o->us, key_of(k), at_ns, (uint32_t)k, text);
+            if (i % 8 == 0) look_at_offender(o, pane, (uint32_t)(random >> 32) % TOP_ENTRIES);
+        }
+        crew_meet(&o->barrier);
+        if (self) continue;
+        CREW_REQUIRE(nl_lock_take(&o->us, &pane->lock, NL_QUICKLY) == NL_TAKEN, "the pane's lock was never let go");
+        const char *broken = nl_top_verify(&o->top, pane);
+        nl_unlock(&pane->lock);
+        CREW_REQUIRE(!broken, "%s", broken);
+        uint64_t sum = 0, seen = nl_load64(&pane->missed), least = UINT64_MAX, missed = seen, without = 0;
+        bool has[TOP_KEYS_MOST] = {false};
+        CREW_REQUIRE(nl_load64(&pane->epoch) == round + 1, "the pane was not emptied");
+        for (uint32_t id = 0; id < nl_load32(&pane->used); id++) {
+            nl_top_entry entry;
+            CREW_REQUIRE(nl_top_read(&o->top, pane, id, &entry), "an entry that nobody has");
+            uint64_t k = entry.text[0], count = (uint32_t)entry.word;
+            CREW_REQUIRE(!has[k], "key %" PRIu64 " has two entries", k);
+            has[k] = true;
+            seen += count;
+            if (count < least) least = count;
+            CREW_REQUIRE(count + missed >= nl_load64(&o->denied[k]) && count - entry.error <= nl_load64(&o->denied[k]),
+                         "key %" PRIu64 ": %" PRIu64 " - %u, was %" PRIu64, k, count, entry.error, nl_load64(&o->denied[k]));
+            if (o->keys <= TOP_ENTRIES) CREW_REQUIRE(!entry.error, "an error of %u with room for all", entry.error);
+        }
+        for (uint32_t k = 0; k < o->keys; k++) {
+            uint64_t denied = nl_load64(&o->denied[k]);
+            sum += denied;
+            if (!has[k] && denied > without) without = denied;
+            nl_store64(&o->denied[k], 0);
+        }
+        CREW_REQUIRE(seen == sum, "%" PRIu64 " denials, %" PRIu64 " counted", sum, seen); /* who takes an entry over takes its count over */
+        CREW_REQUIRE(nl_load32(&pane->used) < TOP_ENTRIES || without <= least + missed, "%" PRIu64 " denials without an entry", without);
+    }
+}
+
+static void run_top(uint32_t rounds, uint32_t threads) {
+    static const uint32_t keys[] = {3, TOP_ENTRIES, TOP_ENTRIES + 1, TOP_KEYS_MOST};
+    for (uint32_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        static offenders o;
+        memset(&o, 0, sizeof o);
+        void *memory = calloc(1, nl_top_bytes(TOP_ENTRIES));
+        CREW_REQUIRE(memory, "no memory");
+        o.top = nl_top_at(memory, TOP_ENTRIES);
+        o.us.me = &nl_process.generation;
+        o.barrier.size = threads;
+        o.rounds = rounds;
+        o.keys = keys[i];
+        crew_run(threads, top_work, &o, NULL);
+        free(memory);
+    }
+}
+
 int main(int argc, char **argv) {
     static const struct {
         const char *name;
@@ -800,6 +888,7 @@ int main(int argc, char **argv) {
         {"hot", run_hot}, {"sliding", run_sliding}, {"clear", run_clear}, {"full", run_full}, {"claims", run_claims},
         {"heirs", run_heirs},
         {"meters", run_meters},
+        {"top", run_top},
 #if !defined(_WIN32)
         {"fork", run_fork},
 #endif
@@ -812,6 +901,6 @@ int main(int argc, char **argv) {
         printf("%s: %u rounds by %u threads\n", tests[i].name, rounds, threads);
         return 0;
     }
-    fprintf(stderr, "threads hot|sliding|clear|full|claims|heirs|meters|fork ROUNDS [THREADS]\n");
+    fprintf(stderr, "threads hot|sliding|clear|full|claims|heirs|meters|top|fork ROUNDS [THREADS]\n");
     return 2;
 }

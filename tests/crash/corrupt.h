@@ -61,20 +61,26 @@ static uint64_t corrupt_bytes(corrupt_input *in, int n) {
 /* --- tables that have seen some life -------------------------------------------------------------------------------- */
 
 static const nl_config corrupt_configs[] = {
-    {6, 60000000000, 16, NL_ON_FULL_ALLOW, {1, 2}, 6, 0, 0},     {40, 60000000000, 16, NL_ON_FULL_EVICT, {3, 4}, 40, 0, 0},
-    {2047, 1000000000, 5, NL_ON_FULL_DENY, {5, 6}, 2047, 0, 0},  {100, 60000000000, 600, NL_ON_FULL_EVICT, {7, 8}, 10, 0, 0},
-    {3, 1000000, 1100, NL_ON_FULL_ALLOW, {9, 10}, 3, 0, 0},      {7, 86400000000000, 1, NL_ON_FULL_EVICT, {11, 12}, 7, 0, 0},
-    {300, 60000000000, 16, NL_ON_FULL_ALLOW, {13, 14}, 6, NL_GCRA, 0},
-    {6, 1000000, 16, NL_ON_FULL_EVICT, {15, 16}, 6, NL_FIXED_WINDOW, 0},
-    {9, 60000000000, 16, NL_ON_FULL_DENY, {17, 18}, 9, NL_SLIDING_COUNTER, 0},
-    {5000, 60000000000, 16, NL_ON_FULL_ALLOW, {19, 20}, 40, 0, 0},
-    {3000, 60000000000, 16, NL_ON_FULL_EVICT, {21, 22}, 20, 0, 16},
+    {6, 60000000000, 16, NL_ON_FULL_ALLOW, {1, 2}, 6, 0, 0, 3},  {40, 60000000000, 16, NL_ON_FULL_EVICT, {3, 4}, 40, 0, 0, 0},
+    {2047, 1000000000, 5, NL_ON_FULL_DENY, {5, 6}, 2047, 0, 0, 1},  {100, 60000000000, 600, NL_ON_FULL_EVICT, {7, 8}, 10, 0, 0, 20},
+    {3, 1000000, 1100, NL_ON_FULL_ALLOW, {9, 10}, 3, 0, 0, 100},      {7, 86400000000000, 1, NL_ON_FULL_EVICT, {11, 12}, 7, 0, 0, 0},
+    {300, 60000000000, 16, NL_ON_FULL_ALLOW, {13, 14}, 6, NL_GCRA, 0, 5},
+    {6, 1000000, 16, NL_ON_FULL_EVICT, {15, 16}, 6, NL_FIXED_WINDOW, 0, 0},
+    {9, 60000000000, 16, NL_ON_FULL_DENY, {17, 18}, 9, NL_SLIDING_COUNTER, 0, 2},
+    {5000, 60000000000, 16, NL_ON_FULL_ALLOW, {19, 20}, 40, 0, 0, 0},
+    {3000, 60000000000, 16, NL_ON_FULL_EVICT, {21, 22}, 20, 0, 16, 0},
 };
 enum { CORRUPT_CONFIGS = sizeof corrupt_configs / sizeof corrupt_configs[0] };
 static struct {
     unsigned char *bytes;
     uint64_t n, now_ns;
 } corrupt_lives[CORRUPT_CONFIGS];
+
+static void corrupt_deny(nl_table *t, uint32_t key, uint64_t now_ns) {
+    uint64_t text[NL_TOP_TEXT / 8] = {key};
+    nl_fingerprint fp = nl_hash_word(&t->seeds[NL_KEY_INT], key);
+    if (t->top.base && !nl_top_count(&t->top, fp, now_ns)) nl_top_add(&t->top, &t->us, fp, now_ns, key, text);
+}
 
 static void corrupt_live(uint32_t which) {
     const nl_config *config = &corrupt_configs[which];
@@ -90,6 +96,7 @@ static void corrupt_live(uint32_t which) {
         life_deed d = {i % 16 == 9 ? LIFE_RESET : LIFE_CHECK, key, cost, 0, 0};
         if (chance % 3) d.cost = 1 + d.cost / 8;
         life_act(&t, config, d, now_ns, &r);
+        if (i & 1) corrupt_deny(&t, key, now_ns);
     }
     corrupt_lives[which].now_ns = now_ns;
     corrupt_lives[which].n = bytes;
@@ -113,7 +120,8 @@ static uint64_t corrupt_value(corrupt_input *in, const nl_config *config) {
 static void corrupt_once(corrupt_input *in, const nl_config *config, unsigned char *file) {
     static const uint8_t regions[] = {NL_REGION_HEADER, NL_REGION_MEMBERS, NL_REGION_MEMBERS, NL_REGION_HEAD, NL_REGION_HEAD, NL_REGION_HEAD,
                                       NL_REGION_DIRECTORY, NL_REGION_SEGMENTS, NL_REGION_BUCKETS, NL_REGION_BUCKETS, NL_REGION_BITMAP,
-                                      NL_REGION_SLOTS, NL_REGION_SLOTS, NL_REGION_SLOTS, NL_REGION_SPANS, NL_REGION_SETS, NL_REGION_CHUNKS};
+                                      NL_REGION_SLOTS, NL_REGION_SLOTS, NL_REGION_SLOTS, NL_REGION_SPANS, NL_REGION_SETS, NL_REGION_CHUNKS, NL_REGION_TOP,
+                                      NL_REGION_TOP};
     const nl_layout l = nl_layout_of(config);
     const uint64_t lively[NL_REGIONS] = {[NL_REGION_HEADER] = sizeof(nl_header), [NL_REGION_MEMBERS] = 4 * sizeof(nl_member),
                                          [NL_REGION_HEAD] = offsetof(nl_head, counters) + 64, [NL_REGION_SLOTS] = config->max_keys * sizeof(nl_slot),
@@ -169,6 +177,7 @@ static void corrupt_use(corrupt_input *in, int fd, const nl_config *config, uint
                                1 + (uint32_t)(cost & 1 ? 0 : cost) % (limit ? limit : 1), 1 + (uint32_t)what % NL_GROUP, 0};
                 if (d.verb != LIFE_BATCH) d.keys = 1;
                 life_act(&t, config, d, now_ns, &r);
+                corrupt_deny(&t, d.key, now_ns);
                 corrupt_sums.deeds++;
             }
             nl_walk_count(&t, now_ns);
@@ -179,12 +188,20 @@ static void corrupt_use(corrupt_input *in, int fd, const nl_config *config, uint
     }
 }
 
+/* As whoever asks for the most denied does. */
+static void corrupt_look_at_top(const nl_table *t) {
+    nl_top_entry entry;
+    for (uint64_t epoch = 0; t->top.base && epoch < NL_TOP_PANES; epoch++)
+        for (uint32_t id = 0; id < t->top.keys; id++) nl_top_read(&t->top, nl_top_pane_of(&t->top, epoch), id, &entry);
+}
+
 /* As `nanolimit inspect` does. */
 static void corrupt_look(int fd, uint64_t now_ns) {
     nl_table t;
     if (nl_shared_open(&t, fd, NULL, 0, 0, true)) return;
     nl_walk_count(&t, now_ns);
     nl_table_keys(&t);
+    corrupt_look_at_top(&t);
     for (uint32_t what = 0; what < NL_COUNTS; what++) nl_table_count(&t, what);
     for (uint64_t place = 1; place <= nl_table_places(&t); place++) nl_place_is_locked(fd, t.memory.bytes, (uint32_t)place);
     nl_shared_close(&t);

@@ -317,7 +317,7 @@ static uint32_t sort_of(const nl_config *config, unsigned char *file) {
     nl_table t;
     memset(&t, 0, sizeof t);
     t.memory.base = file;
-    nl_table_lay_out(&t, config->max_keys, l.sizes);
+    nl_table_lay_out(&t, config, l.sizes);
     const nl_head *h = t.head;
     uint32_t owned = 0, lost = 0, segments = 0;
     for (uint64_t i = 0; i < l.segments; i++) segments |= t.segments[i].lock != 0;

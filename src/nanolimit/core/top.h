@@ -159,7 +159,7 @@ static inline void nl_top_unchain_all(const nl_top *top, nl_top_pane *pane) {
 
 /* What a dead owner left: chains and heap are made of the entries. */
 static NL_COLD void nl_top_repair(const nl_top *top, nl_top_pane *pane) {
-    if (pane->used > top->keys) pane->used = top->keys;
+    if (pane->used > top->keys) nl_store32(&pane->used, top->keys);
     nl_top_unchain_all(top, pane);
     for (uint32_t id = 0; id < pane->used; id++) {
         nl_top_entry *entry = nl_top_entries(pane) + id;
@@ -242,14 +242,16 @@ static inline void nl_top_admit(const nl_top *top, nl_top_pane *pane, nl_fingerp
 }
 
 /* Counts a denial of a key that has no entry, or had none just now. With nothing held; it waits for nobody. */
-static NL_NOINLINE void nl_top_add(const nl_top *top, const nl_party *us, nl_fingerprint fp, uint64_t now_ns, uint32_t form,
-                                   const uint64_t *text) {
+static inline void nl_top_add(const nl_top *top, const nl_party *us, nl_fingerprint fp, uint64_t now_ns, uint32_t form,
+                              const uint64_t *text) {
     for (int tries = 0; tries < NL_TOP_TRIES; tries++) {
         const uint64_t epoch = nl_top_epoch(top, now_ns);
         nl_top_pane *pane = nl_top_pane_of(top, epoch);
         nl_taking taking = nl_lock_take(us, &pane->lock, NL_QUICKLY);
         if (taking == NL_BUSY) {
-            nl_ask_about(us, nl_load32(&pane->lock));
+            const uint32_t owner = nl_load32(&pane->lock);
+            nl_ask_about(us, owner);
+            if (tries + 1 < NL_TOP_TRIES && nl_owner_is_dead(us, owner)) continue;
             nl_add64(&pane->missed, 1);
             return;
         }
@@ -290,22 +292,26 @@ static inline bool nl_top_read(const nl_top *top, nl_top_pane *pane, uint32_t id
 
 /* NULL, or what is wrong in a pane that nobody is at. */
 static inline const char *nl_top_verify(const nl_top *top, nl_top_pane *pane) {
-    const uint32_t *heap = nl_top_heap(top, pane), *counts = nl_top_heap_counts(top, pane);
+    const uint32_t *heap = nl_top_heap(top, pane), *counts = nl_top_heap_counts(top, pane), *next = nl_top_next(top, pane);
+    const uint32_t used = nl_load32_acquire(&pane->used);
     uint32_t linked = 0;
-    if (pane->used > top->keys) return "a pane of the most denied has more entries than there are";
-    for (uint32_t i = 0; i < pane->used; i++) {
+    if (used > top->keys) return "a pane of the most denied has more entries than there are";
+    for (uint32_t i = 0; i < used; i++) {
         const nl_top_entry *entry = nl_top_entries(pane) + i;
-        if (entry->word & NL_TOP_TURN) return "an entry of the most denied is being given away";
-        if (entry->error > (uint32_t)entry->word) return "an error of the most denied is above its count";
-        if (heap[i] >= pane->used || counts[i] > (uint32_t)nl_top_entries(pane)[heap[i]].word) return "the heap of the most denied is wrong";
+        const uint64_t word = nl_load64_acquire(&entry->word);
+        const nl_fingerprint fp = {nl_load64(&entry->fp.lo), nl_load64(&entry->fp.hi)};
+        if (word & NL_TOP_TURN) return "an entry of the most denied is being given away";
+        if (nl_load32(&entry->error) > (uint32_t)word) return "an error of the most denied is above its count";
+        if (heap[i] >= used || counts[i] > (uint32_t)nl_load64(&nl_top_entries(pane)[heap[i]].word)) return "the heap of the most denied is wrong";
         if (i && counts[(i - 1) / 2] > counts[i]) return "the heap of the most denied is out of order";
-        uint32_t id = *nl_top_chain(top, pane, entry->fp), steps = 0;
-        while (id && id != i + 1 && steps++ < top->keys) id = nl_top_next(top, pane)[id - 1];
+        uint32_t id = nl_load32(nl_top_chain(top, pane, fp)), steps = 0;
+        while (id && id <= top->keys && id != i + 1 && steps++ < top->keys) id = nl_load32(next + (id - 1));
         if (id != i + 1) return "an entry of the most denied is in no chain";
     }
     for (uint32_t c = 0; c < top->chains; c++)
-        for (uint32_t id = (nl_top_next(top, pane) + 3 * top->keys)[c]; id && linked <= top->keys; id = nl_top_next(top, pane)[id - 1]) linked++;
-    return linked == pane->used ? NULL : "a chain of the most denied has more than its entries";
+        for (uint32_t id = nl_load32(next + 3 * top->keys + c); id && id <= top->keys && linked <= top->keys; id = nl_load32(next + (id - 1)))
+            linked++;
+    return linked == used ? NULL : "a chain of the most denied has more than its entries";
 }
 
 #endif
