@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 
 from nanolimit import RateLimiter
 from server import EXAMPLES
+from tools import at_hand
 from watched import Served
 
 pytestmark = pytest.mark.usefixtures("tables")
@@ -122,56 +123,37 @@ def test_the_example_of_fastapi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert (told["top"][0]["key"], told["top"][0]["denied"]) == (["127.0.0.1"], 2)
 
 
-STARLETTE = """
-    from starlette.applications import Starlette
-    from starlette.routing import Mount
-    from nanolimit import RateLimiter, dashboard
-
-    limiter = RateLimiter("5/minute", name="st")
-    app = Starlette(routes=[Mount("/ops", routes=[Mount("/limits", dashboard.app(limiter))])])
-"""
-DJANGO = """
-    import django
-    from django.conf import settings
-
-    settings.configure(SECRET_KEY="x", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"])
-    django.setup()
-    urlpatterns = []
-
-    from django.core.asgi import get_asgi_application
-    from nanolimit import RateLimiter, dashboard
-
-    limiter = RateLimiter("5/minute", name="dj")
-    site = get_asgi_application()
-    limits = dashboard.app(limiter)
-    PREFIX = "/ops/limits"
-
-    async def app(scope, receive, send):
-        path = scope.get("path", "")
-        if scope["type"] == "http" and (path == PREFIX or path.startswith(PREFIX + "/")):
-            inner = {**scope, "root_path": scope.get("root_path", "") + PREFIX}
-            return await limits(inner, receive, send)
-        if scope["type"] == "http":
-            return await site(scope, receive, send)
-"""
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+SETTINGS = "SECRET_KEY = 'x'\nALLOWED_HOSTS = ['*']\nROOT_URLCONF = 'mysite.urls'\nUSE_TZ = True\n"
 
 
-@pytest.mark.parametrize(("code", "name"), [(STARLETTE, "st"), (DJANGO, "dj")])
-def test_mounted(tmp_path: Path, code: str, name: str) -> None:
-    (tmp_path / "mounted.py").write_text(textwrap.dedent(code))
+@pytest.mark.parametrize("framework", ["fastapi", "starlette", "django"])
+def test_what_the_documentation_says_of_mounting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, framework: str
+) -> None:
+    """Each example runs as it stands there."""
+    document = at_hand(Path(__file__).parents[2] / "docs" / "dashboard.md").read_text("utf-8")
+    (code,) = [code for code in BLOCK.findall(document) if f"from {framework}" in code]
+    (tmp_path / "mounted.py").write_text(code)
+    site = tmp_path / "mysite"
+    site.mkdir()
+    (site / "settings.py").write_text(SETTINGS)
+    (site / "urls.py").write_text("urlpatterns = []\n")
+    monkeypatch.setenv("DASHBOARD_TOKEN", TOKEN)
+    name = "application" if framework == "django" else "app"
     command = (
         sys.executable, "-m", "uvicorn", "--app-dir", str(tmp_path), "--port", "{port}",
-        "--no-access-log", "--lifespan", "off", "mounted:app",
+        "--no-access-log", f"mounted:{name}",
     )  # fmt: skip
     with Served(tmp_path / "log", *command) as server:
-        assert get(server.port, "/ops/limits/")[0] == 200
-        assert get(server.port, "/ops/limits/style.css")[0] == 200
-        status, fields, _ = get(server.port, "/ops/limits")
+        assert get(server.port, "/limits/")[0] == 401
+        assert get(server.port, "/limits/style.css")[0] == 200
+        status, fields, _ = get(server.port, "/limits")
         assert status in (307, 308)
         assert fields["location"].endswith("limits/")
         assert get(server.port, "/elsewhere")[0] == 404
-        reader = Reader(server.port, "/ops/limits/events")
-        assert reader.now()["limiters"][0]["name"] == [name]
+        reader = Reader(server.port, "/limits/events", token=TOKEN)
+        assert reader.now()["limiters"][0]["name"] == ["web"]
         server.end(signal.SIGTERM, within_s=15)
         reader.rest()
 
