@@ -139,6 +139,15 @@ class Stream:
             if event[0] == "now" and wanted(event[1]):
                 return event[1]
 
+    async def ended(self) -> None:
+        """Wait until the server has ended the answer."""
+
+        async def end() -> None:
+            while await self.event() is not None:
+                pass
+
+        await asyncio.wait_for(end(), LONG_S)
+
     def go(self) -> None:
         """Close the connection."""
         self._gone.set()

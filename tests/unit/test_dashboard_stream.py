@@ -314,8 +314,7 @@ def test_from_start_to_end_of_the_server_it_reads(limiter: RateLimiter) -> None:
             await stream.event()
             told.put_nowait({"type": "lifespan.shutdown"})
             assert await said.get() == {"type": "lifespan.shutdown.complete"}
-            while await stream.event() is not None:
-                pass
+            await stream.ended()
         await task
         assert not app._sampler.running
 
@@ -341,8 +340,7 @@ def test_a_stream_ends_when_uvicorn_is_told_to(
                 await stream.event()
                 assert not shutdown.is_stopping()
                 signal.raise_signal(signal.SIGTERM)
-                while await stream.event() is not None:
-                    pass
+                await stream.ended()
 
         run(main)
     finally:
