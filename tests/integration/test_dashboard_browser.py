@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from browser import Browser, until
+from dashboard_app import NAME, ODD_KEYS, make
+from dashboard_server import Served, Worker
 from nanolimit import RateLimiter, _core
 from sharing import memory_folder
-from watched import Served, Worker
-from watched_app import NAME, ODD_KEYS, make
 
 NOTHING = "\N{EN DASH}"
 LOST = "connection lost, retrying"

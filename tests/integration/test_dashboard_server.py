@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from dashboard_server import Served
 from nanolimit import RateLimiter
 from server import EXAMPLES
 from tools import at_hand
-from watched import Served
 
 pytestmark = pytest.mark.usefixtures("tables")
 

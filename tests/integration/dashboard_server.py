@@ -14,7 +14,7 @@ from types import TracebackType
 
 import pytest
 
-PROGRAM = Path(__file__).with_name("watched_app.py")
+PROGRAM = Path(__file__).with_name("dashboard_app.py")
 LONG_S = 60.0
 
 

@@ -1,7 +1,7 @@
 """A dashboard in a server of its own, and traffic on the table that it shows, for its tests.
 
-python watched_app.py serve FD             uvicorn on an inherited socket
-python watched_app.py work TABLE SEED      checks until stdin ends, then prints what it counted
+python dashboard_app.py serve FD             uvicorn on an inherited socket
+python dashboard_app.py work TABLE SEED      checks until stdin ends, then prints what it counted
 """
 
 from __future__ import annotations
