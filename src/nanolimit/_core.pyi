@@ -111,6 +111,9 @@ class Decision:
     def would_deny(self) -> bool:
         """Whether it was let pass only because the limiter does not enforce."""
     @property
+    def degraded(self) -> bool:
+        """Whether it was made without the distributed store that should have made it."""
+    @property
     def blocked(self) -> bool:
         """Whether the key is blocked: by its denials in a row, or by `block`."""
     @property
@@ -274,6 +277,24 @@ class Bundle:
     def _fingerprint(self, key: Key) -> int: ...
     def _verify(self) -> int: ...
 
+def _decision(
+    allowed: bool,
+    untracked: bool,
+    quota: Quota,
+    tick_ns: int,
+    window: int,
+    seconds: float,
+    now_ns: int,
+    newest_tick: int,
+    oldest_tick: int,
+    deciding_tick: int,
+    used: int,
+    limit: int,
+    would_deny: bool = False,
+    fits: bool = False,
+    blocked_ns: int = 0,
+    degraded: bool = False,
+) -> Decision: ...
 def stats_of(every: list[Stats]) -> Stats: ...
 def check_together(
     items: Iterable[tuple[RateLimiter, Key] | tuple[RateLimiter, Key, int]],

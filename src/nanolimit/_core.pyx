@@ -524,6 +524,7 @@ cdef class Decision:
 
     cdef readonly bint allowed
     cdef readonly bint would_deny
+    cdef readonly bint degraded  # of a distributed limiter, whose store could not be asked
     cdef readonly object quota
     cdef bint untracked
     cdef bint fits  # where it is denied or would be: by a block alone
@@ -601,25 +602,26 @@ cdef class Decision:
         return (
             f"Decision(allowed={self.allowed}, limit={self.limit}, remaining={self.remaining}, "
             f"retry_after={self.retry_after!r}, reset_after={self.reset_after!r}, refill_after={self.refill_after!r}"
-            f"{', blocked=True' if self.blocked_ns else ''}{', would_deny=True' if self.would_deny else ''})"
+            f"{', blocked=True' if self.blocked_ns else ''}{', would_deny=True' if self.would_deny else ''}"
+            f"{', degraded=True' if self.degraded else ''})"
         )
 
     def __reduce__(self):
         return _decision, (
             self.allowed, self.untracked, self.quota, self.tick_ns, self.window, self.seconds, self.view.now_ns,
             self.view.newest_tick, self.view.oldest_tick, self.view.deciding_tick, self.view.used, self.view.limit,
-            self.would_deny, self.fits, self.blocked_ns,
+            self.would_deny, self.fits, self.blocked_ns, self.degraded,
         )
 
 
 def _decision(allowed, untracked, quota, tick_ns, window, seconds, now_ns, newest_tick, oldest_tick, deciding_tick, used, limit,
-              would_deny=False, fits=False, blocked_ns=0):
-    """A Decision that travelled between processes, such as that of a RateLimitExceeded."""
+              would_deny=False, fits=False, blocked_ns=0, degraded=False):
+    """A Decision that travelled between processes, such as that of a RateLimitExceeded; or one that a distributed store made."""
     cdef Decision d = Decision.__new__(Decision)
     d.allowed, d.untracked, d.quota, d.tick_ns, d.window, d.seconds = allowed, untracked, quota, tick_ns, window, seconds
     d.view.now_ns, d.view.newest_tick, d.view.oldest_tick, d.view.deciding_tick = now_ns, newest_tick, oldest_tick, deciding_tick
     d.view.used, d.view.limit = used, limit
-    d.would_deny, d.fits, d.blocked_ns = would_deny, fits, blocked_ns
+    d.would_deny, d.fits, d.blocked_ns, d.degraded = would_deny, fits, blocked_ns, degraded
     return d
 
 

@@ -113,7 +113,7 @@ class Watch:
     on with it.
     """
 
-    __slots__ = ("_lock", "_shared", "_views", "name", "path")
+    __slots__ = ("_lock", "_pid", "_shared", "_views", "name", "path")
 
     name: str
     """The name of the table."""
@@ -128,6 +128,7 @@ class Watch:
         self.path = place.path
         self._shared = shared
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._views: tuple[_View, ...] | None = _opened_all(shared)
 
     def _current(self) -> tuple[_View, ...]:
@@ -137,11 +138,18 @@ class Watch:
             raise LimiterClosedError(f"the watch of table {self.path!r} is closed")
         if not any(view.is_stale() for view in views):
             return views
-        with self._lock:
+        with self._changing():
             if self._views is views:
                 # The old ones go with their last reader.
                 self._views = _opened_all(self._shared)
         return self._current()
+
+    def _changing(self) -> threading.Lock:
+        """Return the lock; in the child of a fork a new one, for a thread may have held the old."""
+        if self._pid != os.getpid():
+            self._lock = threading.Lock()
+            self._pid = os.getpid()
+        return self._lock
 
     @property
     def quotas(self) -> tuple[Quota, ...]:
@@ -196,7 +204,7 @@ class Watch:
 
     def close(self) -> None:
         """Let go of the file. Closing twice is fine."""
-        with self._lock:
+        with self._changing():
             self._views = None
 
     def __enter__(self) -> Self:

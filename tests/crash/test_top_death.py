@@ -83,6 +83,14 @@ def test_death_while_another_is_ousted(pair: tuple[Puppet, Puppet], point: str) 
     assert len(top(other)) == ROOM
 
 
+@pytest.mark.parametrize("point", POINTS)
+def test_who_comes_after_the_dead_finds_it_whole(pair: tuple[Puppet, Puppet], point: str) -> None:
+    one, other = pair
+    other.do(f"deny(*[f'key {{i}}' for i in range({ROOM - 1})])")
+    one.die_at(point, "deny('new')")
+    verified(other)  # as the heir
+
+
 def test_death_in_a_new_pane(puppet: Make, tmp_path: Path) -> None:
     """The first denial of all empties the pane; who dies there leaves it as nobody's."""
     path = str(tmp_path / "table")

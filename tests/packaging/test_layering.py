@@ -126,6 +126,8 @@ FUNCTIONS = {"nanolimit.allow", "nanolimit.configure", "nanolimit.get_include"}
 # An optional dependency, and the one module of the facade that may import it.
 OPTIONAL_IN = {"pytest": "pytest_plugin", "anyio": "anyio"}
 CLI_MAY_IMPORT = {"click", "rich", "matplotlib", "numpy"}
+# One command each that stands on a package beside the facade, and what else its extra brings.
+CLI_STANDS_ON = {"dashboard": {"dashboard", "uvicorn"}}
 # The benchmark's control rows, an empty method and a clock read, are compiled with the seam.
 MAY_ASK_THE_SEAM = {"bench"}
 
@@ -155,14 +157,16 @@ def command_faults(name: str, text: str, modules: set[str]) -> Iterator[str]:
             part = rest.partition(".")[0]
             if part == "_core" and name in MAY_ASK_THE_SEAM:
                 continue
+            if part in CLI_STANDS_ON.get(name, ()):
+                continue
             if part and part != "cli" and part not in modules and module not in FUNCTIONS:
                 yield f"{name} imports {module}: the command line stands on the facade"
-        elif top not in sys.stdlib_module_names | CLI_MAY_IMPORT:
+        elif top not in sys.stdlib_module_names | CLI_MAY_IMPORT | CLI_STANDS_ON.get(name, set()):
             yield f"{name} imports {module}, which the extra does not bring"
 
 
-# A module of integrations/ or compat/ may import what it is named after, or what stands here.
-DROP_INS = ("integrations", "compat")
+# A module of these packages may import what it is named after, or what stands here.
+DROP_INS = ("integrations", "compat", "metrics", "dashboard")
 NAMED_OTHERWISE = {
     "django": {"django", "asgiref"},
     "drf": {"django", "rest_framework"},
@@ -170,11 +174,13 @@ NAMED_OTHERWISE = {
     "flask": {"flask", "werkzeug"},
     "googleapis": {"google"},
     "grpc": {"grpc"},
+    "otel": {"opentelemetry"},
+    "prometheus": {"prometheus_client"},
 }
 
 
 def drop_in_faults(package: str, name: str, text: str, modules: set[str]) -> Iterator[str]:
-    """What a module of integrations/ or compat/ imports that it must not."""
+    """What a module of one of those packages imports that it must not."""
     for module, typing_only in imports(text):
         top, _, rest = module.partition(".")
         if top == "nanolimit":

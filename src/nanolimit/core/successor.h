@@ -225,9 +225,10 @@ static inline void nl_move_all(nl_table *from, nl_table *to) {
 
 /* Hands a table's pages back. Its address space stays, so that whoever is inside finds zeros, not a fault. */
 static inline void nl_table_drop(nl_table *t) {
-    nl_drop(t->slab.slots.base, t->slab.slots.committed);
-    nl_drop(t->bucket_region.base, t->bucket_region.committed);
-    if (t->chunks.chunks.committed) nl_drop(t->chunks.chunks.base, t->chunks.chunks.committed);
+    const uint64_t logs = nl_load64(&t->chunks.chunks.committed); /* others may be about to commit more */
+    nl_drop(t->slab.slots.base, nl_load64(&t->slab.slots.committed));
+    nl_drop(t->bucket_region.base, nl_load64(&t->bucket_region.committed));
+    if (logs) nl_drop(t->chunks.chunks.base, logs);
 }
 
 #endif

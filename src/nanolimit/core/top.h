@@ -167,6 +167,7 @@ static NL_COLD void nl_top_repair(const nl_top *top, nl_top_pane *pane) {
         if (word & NL_TOP_TURN) { /* it is nobody's: with no denials, the first to be given away */
             nl_store64(&entry->fp.lo, 0);
             nl_store64(&entry->fp.hi, id);
+            nl_store32(&entry->error, 0);
             nl_store64_release(&entry->word, ((word >> 32) + 1) << 32);
         }
         nl_top_link(top, pane, id);
