@@ -17,6 +17,18 @@ import pytest
 PROGRAM = Path(__file__).with_name("dashboard_app.py")
 LONG_S = 60.0
 
+# `nanolimit dashboard`, of a checkout as of an installed package.
+CODE = """
+import sys
+from nanolimit.cli.command import nanolimit, run
+from nanolimit.cli.dashboard import dashboard_command
+
+if "dashboard" not in nanolimit.commands:
+    nanolimit.add_command(dashboard_command)
+sys.exit(run())
+"""
+COMMAND = [sys.executable, "-c", CODE, "dashboard"]
+
 
 class Served:
     """A process that serves on a port that it keeps over restarts."""

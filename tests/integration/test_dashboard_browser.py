@@ -12,8 +12,8 @@ import pytest
 
 from browser import Browser, until
 from dashboard_app import NAME, ODD_KEYS, make
-from dashboard_server import Served, Worker
-from nanolimit import RateLimiter, _core
+from dashboard_server import COMMAND, Served, Worker
+from nanolimit import RateLimiter, _core, shared
 from sharing import memory_folder
 
 NOTHING = "\N{EN DASH}"
@@ -345,3 +345,25 @@ def test_the_token_is_asked_for(browser: Browser, limiter: RateLimiter, tmp_path
         browser.connection("live")
         assert browser.driver.current_url == f"{server.address}/"
         assert TOKEN not in browser.run("return performance.getEntriesByType('navigation')[0].name")
+
+
+def test_a_table_that_goes_and_comes_again(browser: Browser, folder: Path, tmp_path: Path) -> None:
+    """`nanolimit dashboard` looks at a table that its owner removes, and later makes anew."""
+    with RateLimiter("2/minute", shared="passing") as first:
+        for _ in range(5):
+            first.allow("ann")
+        with Served(tmp_path / "log", *COMMAND, "passing", "--port", "{port}") as server:
+            browser.open(server.address)
+            browser.connection("live")
+            until(lambda: browser.field("denied") == "3", "the first table")
+            assert browser.texts("#problem:not([hidden])") == []
+            shared.remove("passing", force=True)
+            until(lambda: "there is no table" in browser.text("#problem"), "it is gone")
+            assert browser.find("#problem").is_displayed()
+            assert browser.field("denied") == "3", "the last figures stay"
+            with RateLimiter("7/minute", shared="passing") as second:
+                second.allow("bob")
+                until(lambda: browser.field("allowed") == "1", "the second table")
+                quota = "7 requests in any 60 seconds, counted exactly"
+                assert browser.texts("#quota li") == [quota]
+                assert not browser.find("#problem").is_displayed()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dashboard_server import Served
+from dashboard_server import COMMAND, Served
 from nanolimit import RateLimiter
 from server import EXAMPLES
 from tools import at_hand
@@ -156,18 +156,6 @@ def test_what_the_documentation_says_of_mounting(
         assert reader.now()["limiters"][0]["name"] == ["web"]
         server.end(signal.SIGTERM, within_s=15)
         reader.rest()
-
-
-CODE = """
-import sys
-from nanolimit.cli.command import nanolimit, run
-from nanolimit.cli.dashboard import dashboard_command
-
-if "dashboard" not in nanolimit.commands:
-    nanolimit.add_command(dashboard_command)
-sys.exit(run())
-"""
-COMMAND = [sys.executable, "-c", CODE, "dashboard"]
 
 
 def test_the_command_shows_a_table_and_resets_its_keys(tmp_path: Path) -> None:
