@@ -120,6 +120,8 @@ def test_an_id_is_good_in_another_worker_and_for_its_limiter_only() -> None:
         first, second = entries(app, 0)[0]["id"], entries(app, 1)[0]["id"]
         assert first != second
         assert reset(worker, second, limiter=0).status == 404
+        assert reset(worker, second, limiter=-1).status == 404
+        assert reset(worker, second, limiter=2).status == 404
         assert reset(worker, second, limiter=1).json == {"reset": True}
         assert not a.peek("ann").allowed
         assert b.peek("ann").remaining == 2

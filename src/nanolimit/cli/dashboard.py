@@ -15,8 +15,6 @@ from nanolimit.dashboard.access import Access, is_loopback_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nanolimit.watched import Watched
-
 TOKEN_VARIABLE = "NANOLIMIT_DASHBOARD_TOKEN"
 _MAX_TOKEN_FILE_BYTES = 4096
 
@@ -113,7 +111,7 @@ def dashboard_command(
             except ValueError as error:
                 raise click.BadParameter(str(error), param_hint="'SHARED_FILE'") from None
         # Nobody here knows the time of a clock that its limiters bring along.
-        shown: list[Watched] = [
+        shown: list[Any] = [
             watch if read_only or watch.own_clock else _Table(watch) for watch in watches
         ]
         try:
