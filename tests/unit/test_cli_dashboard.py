@@ -114,6 +114,16 @@ class TestRefusals:
         assert code == 2
         assert "--token-file FILE or in NANOLIMIT_DASHBOARD_TOKEN" in said
 
+    def test_a_name_that_means_another_machine_as_well(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        family = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        found = [(*family, ("127.0.0.1", 0)), (*family, ("192.0.2.1", 0))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *rest, **more: found)
+        with RateLimiter("1/minute", shared="api"):
+            code, said = refused(capsys, "api", "--host", "both.example")
+        assert (code, "others can reach" in said) == (2, True)
+
     @pytest.mark.parametrize("port", ["-1", "65536", "http", "8377.5"])
     def test_a_port_that_is_none(self, capsys: pytest.CaptureFixture[str], port: str) -> None:
         code, said = refused(capsys, "api", f"--port={port}")

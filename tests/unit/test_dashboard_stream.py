@@ -377,9 +377,32 @@ def test_readings_end_ten_minutes_after_the_last_who_asked(
         assert not app._sampler.running
         await asked(app, scope_of("GET", "/data.json"))
         assert app._sampler.running
+        # but where the server tells of its start and end, they go on without anybody
+        app._sampler.keep()
+        for _ in range(5):
+            await until_read(300.0)
+        assert app._sampler.running
         app._sampler.stop()
+        assert not app._sampler.running
 
     run(main)
+
+
+def test_of_two_threads_one_reads(limiter: RateLimiter) -> None:
+    made = dashboard.app(limiter)._sampler
+
+    class Lock:
+        """Another thread had it, and has read meanwhile."""
+
+        def __enter__(self) -> None:
+            made._period = 2**40
+
+        def __exit__(self, *exc: object) -> None:
+            pass
+
+    made._lock = Lock()  # type: ignore[assignment]
+    made.poll()
+    assert made.sources[0].now(0.0)["counts"] is None
 
 
 def test_who_may_not_see_it_starts_nothing(limiter: RateLimiter) -> None:
