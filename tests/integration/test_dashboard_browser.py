@@ -109,13 +109,16 @@ def test_the_figures_are_those_of_stats(page: Browser, limiter: RateLimiter) -> 
     assert page.texts("#top td.name .key")[0] == "203.0.113.77" == top[0].key
     assert all("ago" in text or text == "just now" for text in page.texts("#top td.last"))
 
+    def chart_label() -> str:
+        return str(page.find("#chart").get_attribute("aria-label"))
+
+    assert "Denied: at most 0," not in chart_label()
     # and the past is there for who comes later
     page.driver.refresh()
     page.connection("live")
     page.run("document.getElementById('minutes').open = true")
     until(lambda: page.texts("#minutes tbody td"), "the minutes in numbers")
-    label = page.find("#chart").get_attribute("aria-label")
-    assert "Denied: at most 0," not in label
+    assert "Denied: at most 0," not in chart_label()
 
 
 def test_keys_do_no_harm(page: Browser) -> None:
@@ -170,7 +173,8 @@ def test_a_key_is_reset_by_the_button_and_by_nothing_else(
     page.find(f"{row(page, '1', 'int')} button").click()
     page.find("#confirm-yes").click()
     until(lambda: "was reset" in page.text("#result"), "the result")
-    assert page.text("#result") == "1 was reset: its whole quota is free again."
+    said = page.text("#result")
+    assert said == "1 was reset: its whole quota is free again."
     assert limiter.peek(1).remaining == 20
     assert not limiter.peek("1"), "the str of the same digits is another key"
 
@@ -180,10 +184,15 @@ def test_a_key_is_reset_by_the_button_and_by_nothing_else(
     refused.value.close()
     assert page.texts(f"{row(page, 'x' * 128 + '…', 'cut')} button") == []
     page.find(f"{row(page, '1', '')} button").send_keys("\ue007")  # Enter
+    page.run(
+        "document.getElementById('confirm')"
+        ".addEventListener('close', () => { window.closed_once = true; }, {once: true})"
+    )
     page.find("#confirm-no").send_keys("\ue00c")  # Escape
-    until(lambda: not page.run("return document.getElementById('confirm').open"), "closed")
-    assert not limiter.peek("1")
+    until(lambda: page.run("return window.closed_once"), "closed, and what closing does was done")
     assert page.run("return document.activeElement.className") == "reset", "back where it was"
+    assert page.text("#result") == said, "nothing was asked for"
+    assert not limiter.peek("1")
 
 
 def test_rows_stand_still_under_a_hand(page: Browser, limiter: RateLimiter) -> None:
