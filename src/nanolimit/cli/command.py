@@ -322,24 +322,35 @@ Exit codes: 0 done, 1 the table can't be used, 2 wrong usage, 3 an extra is not 
 Examples:
   nanolimit ls
   nanolimit ls --json
+  nanolimit ls --all                           a line for each file of a limiter with several quotas
   NANOLIMIT_DIR=/run/api nanolimit ls          the tables of a service that has that directory
   sudo -u www-data nanolimit ls                another user's
 
 {_TABLE_EXIT_CODES}""",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def ls_command(as_json: bool) -> None:
+@click.option(
+    "--all",
+    "-a",
+    "every",
+    is_flag=True,
+    help="Also list the further tables of limiters with several quotas, blocks or penalties.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; it names all tables.")
+def ls_command(every: bool, as_json: bool) -> None:
     """List the shared tables of this user.
 
     They lie in $NANOLIMIT_DIR, else in /dev/shm/nanolimit-<uid>. Files there that are damaged or no
     tables are listed with the reason. Looking changes nothing.
+
+    A limiter with several quotas has a table for each: api, api.2, ... and perhaps api.records, for
+    its blocks and penalties. They are one line, unless --all asks for each.
     """
     found, directory = shared.tables(), shared.directory()
     if as_json:
         listed = [tables.as_json(table) for table in found]
         click.echo(json.dumps({"directory": str(directory), "tables": listed}, indent=2))
     else:
-        tables.show_list(console(), directory, found)
+        tables.show_list(console(), directory, found, every)
 
 
 @nanolimit.command(
@@ -354,16 +365,17 @@ Examples:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def inspect_command(name: str, as_json: bool) -> None:
-    """Show what a shared table holds and who uses it.
+    """Show what a shared table was made for, what it holds and who uses it.
 
-    NAME is the table's name, or a path if it has a slash. Looking changes nothing.
+    NAME is the table's name, or a path if it has a slash. The further tables of a limiter with
+    several quotas are shown with its first. Looking changes nothing.
     """
     table = _value("NAME", shared.inspect, name)
     if as_json:
         click.echo(json.dumps(tables.as_json(table), indent=2))
     else:
         tables.show(console(), table)
-    if table.problem:
+    if table.problems:
         raise click.exceptions.Exit(UnusableInputError.exit_code)
 
 
