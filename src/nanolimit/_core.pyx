@@ -1552,6 +1552,7 @@ cdef extern from *:
     static NL_NOINLINE PyObject *nl_short_check(PyObject *, nl_table *, PyObject *);
     NL_ALWAYS_INLINE PyObject *nl_meter_allow_as(uint32_t, PyObject *, nl_table *, PyObject *);
     static NL_NOINLINE PyObject *nl_policy_allow(PyObject *, nl_table *, PyObject *);
+    static NL_NOINLINE PyObject *nl_top_allow(PyObject *, nl_table *, PyObject *);
     """
 
 ctypedef PyObject *(*fastcall)(PyObject *, PyObject **, Py_ssize_t, PyObject *) noexcept  # NULL: an error is set
@@ -1658,7 +1659,7 @@ cdef PyObject *meter_check(PyObject *self, nl_table *t, PyObject *key) except NU
     return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
 
 
-cdef PyObject *top_allow(PyObject *self, nl_table *t, PyObject *key) except NULL:
+cdef PyObject *top_allow "nl_top_allow" (PyObject *self, nl_table *t, PyObject *key) except NULL:
     """allow(key) where those that are denied most are kept."""
     cdef nl_fingerprint fp
     cdef uint64_t now_ns = nl_clock_ns(t.clock)
