@@ -16,6 +16,7 @@ from nanolimit.cli import key as keys
 from nanolimit.cli import log, progress, replay
 from nanolimit.cli import quota as quotas
 from nanolimit.cli import table as tables
+from nanolimit.cli.dashboard import dashboard_command
 from nanolimit.cli.extra import MissingExtraError, require
 from nanolimit.cli.report import SHARES, Report, printable
 from nanolimit.cli.top import top_command
@@ -484,6 +485,7 @@ def size_command(
 
 
 nanolimit.add_command(top_command)
+nanolimit.add_command(dashboard_command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
