@@ -320,6 +320,9 @@ cdef class Bundle:
     def place(self, key):
         return self.first.place(key)
 
+    def _is_heard(self):
+        return self.first._is_heard()
+
     def _fingerprint(self, key):
         return self.first._fingerprint(key)
 

@@ -1278,6 +1278,10 @@ cdef class Limiter:
 
     # -- doors for tests
 
+    def _is_heard(self):
+        """Do its checks go by way of the handlers?"""
+        return flags_of(table_of(self)) & NL_FLAG_EVENTS != 0
+
     def _fingerprint(self, key):
         """The key's 128 bits, low word first."""
         cdef nl_fingerprint fp

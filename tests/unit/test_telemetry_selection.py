@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from doors import is_heard
 from nanolimit import Backoff, ManualClock, RateLimiter, telemetry
 
 
@@ -60,13 +61,13 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, frozenset[str] | None]]:
     """What the core is told, each time: the events that are wanted, and whose."""
     seen: list[tuple[int, frozenset[str] | None]] = []
-    real = telemetry._core.set_emitter
+    real = telemetry._core.set_routes
 
-    def spy(mask: int, emit: Any, names: Any) -> None:
+    def spy(mask: int, names: Any, *rest: Any) -> None:
         seen.append((mask, names))
-        real(mask, emit, names)
+        real(mask, names, *rest)
 
-    monkeypatch.setattr(telemetry._core, "set_emitter", spy)
+    monkeypatch.setattr(telemetry._core, "set_routes", spy)
     return seen
 
 
@@ -320,26 +321,18 @@ def test_the_core_is_told_whose_events_are_wanted(
     ]
 
 
-def test_the_core_asks_nobody_about_other_limiters(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    real = telemetry.emit
-
-    def counting(event: str, count: float, limiter: str, *rest: Any) -> None:
-        asked.append(limiter)
-        real(event, count, limiter, *rest)
-
-    monkeypatch.setattr(telemetry, "emit", counting)
-    before = limiter_of(9, name="other")
+def test_other_limiters_go_the_short_way() -> None:
+    before, wanted = limiter_of(9, name="other"), limiter_of(9, name="wanted")
     telemetry.attach("seen", ["allowed", "denied"], Recorder(), limiter="wanted")
-    for limiter in (before, limiter_of(9, name="other"), limiter_of(9, name="wanted")):
-        limiter.allow("me")
-    assert asked == ["wanted"]
+    later = limiter_of(9, name="other")
+    everybody = (before, later, wanted, limiter_of(9, name="wanted"))
+    assert [is_heard(limiter) for limiter in everybody] == [False, False, True, True]
     telemetry.attach("all", "allowed", Recorder())
-    before.allow("me")
-    assert asked == ["wanted", "other"]
+    assert all(map(is_heard, everybody))
     telemetry.detach("all")
-    before.allow("me")
-    assert asked == ["wanted", "other"]
+    assert [is_heard(limiter) for limiter in everybody] == [False, False, True, True]
+    telemetry.detach("seen")
+    assert not any(map(is_heard, everybody))
 
 
 @pytest.mark.parametrize(
