@@ -642,6 +642,7 @@ cdef class Limiter:
         self.make_quota = make_quota
         self.updating = threading.RLock()
         self.name = name
+        self.about = about(name)
         self.clock = clock
         self.clock_ns = getattr(clock, "now_ns", None)
         self.path = path
@@ -986,9 +987,9 @@ cdef class Limiter:
             emit("evicted", 1, self.name, key)
         if outcome & NL_ALLOWED:
             if event_mask & EVENT_ALLOWED:
-                emit("allowed", count, self.name, key)
+                emit_allowed(self, count, key)
         elif event_mask & EVENT_DENIED:
-            emit("denied", count, self.name, key, None if enforced else {"enforced": False})
+            emit_denied(self, count, key, None if enforced else {"enforced": False})
         return 0
 
     # -- batches
@@ -1655,13 +1656,13 @@ cdef PyObject *seen_allow "nl_seen_allow" (PyObject *self, nl_table *t, PyObject
         if flags_of(t) & NL_FLAG_TOP:
             note_denial(t, fp, now_ns, key)
         if event_mask & EVENT_DENIED and flags_of(t) & NL_FLAG_EVENTS:
-            emit("denied", 1, (<Limiter>self).name, <object>key)
+            emit_denied(<Limiter>self, 1, <object>key)
         return new_bool(False)
     if outcome != NL_ALLOWED:
         return new_bool(settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, NULL, &t) & NL_ALLOWED)
     NL_TALLY(t, NL_COUNT_ALLOWED, 1)
     if event_mask & EVENT_ALLOWED and flags_of(t) & NL_FLAG_EVENTS:
-        emit("allowed", 1, (<Limiter>self).name, <object>key)
+        emit_allowed(<Limiter>self, 1, <object>key)
     return new_bool(True)
 
 

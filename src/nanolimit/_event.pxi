@@ -37,10 +37,20 @@ cdef extern from *:
     #else
     static __thread PyObject *nl_inside;
     #endif
+    #ifdef Py_GIL_DISABLED
+    enum { NL_HAS_GIL = 0 };
+    #else
+    enum { NL_HAS_GIL = 1 };
+    #endif
+    static NL_NOINLINE PyObject **nl_inside_here(void) { return &nl_inside; } /* asked once: it is a call, within a library */
     """
-    PyObject *nl_inside  # this thread's innermost one, owned; or NULL
+    int NL_HAS_GIL
+    PyObject **nl_inside_here() noexcept  # where this thread keeps its innermost one, owned; or NULL
 
 cdef extern from "Python.h":
+    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
+    PyObject *PyObject_Vectorcall(object, PyObject **, size_t, PyObject *) noexcept
+    dict PyDict_Copy(dict)
     void Py_XDECREF(PyObject *)
     void Py_INCREF(object)
 
@@ -49,6 +59,9 @@ cdef object current_greenlet = None
 # What is wanted: event -> the attachments, in order. Changed in place, entry by entry.
 cdef dict event_routes = {}
 cdef object event_failed = None
+# The same of those that are sent most, for who holds the GIL, so that no dict need be asked.
+cdef object denied_route = None
+cdef object allowed_route = None
 
 
 def set_routes(mask: int, names, routes: dict, failed) -> None:
@@ -58,7 +71,7 @@ def set_routes(mask: int, names, routes: dict, failed) -> None:
     of handlers that raised: (attachment, event, exception) each. telemetry.py is the one caller. A limiter whose flags word is 0
     never comes near any of it.
     """
-    global event_mask, event_failed, event_names, current_greenlet
+    global event_mask, event_failed, event_names, current_greenlet, denied_route, allowed_route
     cdef Limiter limiter
     with registry_lock:
         module = sys.modules.get("greenlet")
@@ -67,6 +80,8 @@ def set_routes(mask: int, names, routes: dict, failed) -> None:
         for event in [each for each in event_routes if each not in routes]:
             del event_routes[event]
         event_routes.update(routes)
+        if NL_HAS_GIL:
+            denied_route, allowed_route = routes.get("denied"), routes.get("allowed")
         event_mask = mask
         event_names = names
         for limiter in list(live_limiters):
@@ -78,11 +93,8 @@ cdef bint is_heard(str name) except -1:
     return event_mask != 0 and (event_names is None or name in event_names)
 
 
-cdef bint is_inside(Attachment attachment) except -1:
+cdef bint is_inside(Inside each, Attachment attachment) except -1:
     """Is this thread, or greenlet, inside of that handler?"""
-    if nl_inside == NULL:
-        return False
-    cdef Inside each = <Inside>nl_inside
     greenlet = current_greenlet() if current_greenlet is not None else None
     while each is not None:
         if each.attachment is attachment and each.greenlet is greenlet:
@@ -91,24 +103,25 @@ cdef bint is_inside(Attachment attachment) except -1:
     return False
 
 
-cdef inline void set_innermost(Inside innermost) noexcept:
-    global nl_inside
-    if innermost is None:
-        nl_inside = NULL
-    else:
-        Py_INCREF(innermost)
-        nl_inside = <PyObject *>innermost
+cdef inline void enter(PyObject **here, Inside entered) noexcept:
+    if here[0] != NULL:
+        entered.outer = <Inside>here[0]
+        Py_XDECREF(here[0])
+    Py_INCREF(entered)
+    here[0] = <PyObject *>entered
 
 
-cdef void leave(Inside left) noexcept:
+cdef inline void leave(PyObject **here, Inside left) noexcept:
     """Takes it out of the chain: with greenlets it need not be the innermost."""
     cdef Inside each
-    cdef PyObject *innermost = nl_inside
-    if innermost == <PyObject *>left:
-        set_innermost(left.outer)
-        Py_XDECREF(innermost)
+    if here[0] == <PyObject *>left:
+        here[0] = NULL
+        if left.outer is not None:
+            Py_INCREF(left.outer)
+            here[0] = <PyObject *>left.outer
+        Py_XDECREF(<PyObject *>left)
         return
-    each = <Inside>innermost if innermost != NULL else None
+    each = <Inside>here[0] if here[0] != NULL else None
     while each is not None:
         if each.outer is left:
             each.outer = left.outer
@@ -116,44 +129,61 @@ cdef void leave(Inside left) noexcept:
         each = each.outer
 
 
-cdef object call(Attachment attachment, str event, object count, str limiter, object key, dict more):
+cdef int pass_on() except -1:
+    """Raises what a C call has set."""
+    return -1
+
+
+# An event's two dicts are copies, which is quicker than to build them; each handler gets its own.
+cdef dict ONE = {"count": 1}
+
+
+cdef dict about(str limiter):
+    """What the metadata of a limiter's events are copied from."""
+    return {"limiter": limiter, "key": None}
+
+
+cdef inline object call(PyObject **here, Attachment attachment, str event, object count, dict who, object key, dict more):
     """Runs a handler. The exception that it raised, or None."""
     cdef Inside inside = Inside.__new__(Inside)
-    cdef PyObject *outer = nl_inside
+    cdef PyObject *arguments[4]
+    cdef PyObject *result
+    cdef dict measurements = PyDict_Copy(ONE), metadata = PyDict_Copy(who)
+    if count is not <object>1:
+        measurements["count"] = count
+    metadata["key"] = key
+    if more is not None:
+        metadata.update(more)
     inside.attachment = attachment
     if current_greenlet is not None:
         inside.greenlet = current_greenlet()
-    if outer != NULL:
-        inside.outer = <Inside>outer
-    set_innermost(inside)
-    Py_XDECREF(outer)
-    try:
-        metadata = {"limiter": limiter, "key": key}
-        if more is not None:
-            metadata.update(more)
-        attachment.handler(event, {"count": count}, metadata)
+    arguments[0] = NULL
+    arguments[1], arguments[2], arguments[3] = <PyObject *>event, <PyObject *>measurements, <PyObject *>metadata
+    enter(here, inside)
+    result = PyObject_Vectorcall(attachment.handler, &arguments[1], 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+    leave(here, inside)
+    if result != NULL:
+        Py_XDECREF(result)
+        return None
+    try:  # only now: to be ready to catch costs something each time
+        pass_on()
     except Exception as error:
         return error
-    finally:
-        leave(inside)
-    return None
 
 
-cdef int run_handlers(str event, object count, str limiter, object key, dict more, PyObject **failures) except -1:
-    """Calls those who want the event. *failures: NULL, or a list to which (attachment, event, exception) is added; made if need be.
-    What is no Exception passes through."""
+cdef int run_handlers(tuple attachments, str event, object count, dict who, object key, dict more, PyObject **failures) except -1:
+    """Calls those who want the event. *failures: NULL, or a list to which (attachment, event, exception) is added; made if need
+    be. What is no Exception passes through."""
+    cdef PyObject **here = nl_inside_here()
     cdef Attachment attachment
-    attachments = event_routes.get(event)
-    if attachments is None:
-        return 0
-    for attachment in <tuple>attachments:
-        if attachment.limiters is not None and limiter not in attachment.limiters:
+    for attachment in attachments:
+        if attachment.limiters is not None and who["limiter"] not in attachment.limiters:
             continue
         if attachment.sample < 1 and event != "handler_detached" and attachment.chance() >= attachment.sample:
             continue
-        if nl_inside != NULL and is_inside(attachment):
+        if here[0] != NULL and is_inside(<Inside>here[0], attachment):
             continue
-        error = call(attachment, event, count, limiter, key, more)
+        error = call(here, attachment, event, count, who, key, more)
         if error is not None:
             if failures[0] == NULL:
                 failed = []
@@ -163,19 +193,34 @@ cdef int run_handlers(str event, object count, str limiter, object key, dict mor
     return 0
 
 
-cdef int emit(str event, object count, str limiter, object key, dict more=None) except -1:
-    """Sends an event to whom it concerns. It raises nothing of a handler's that is an Exception."""
+cdef int emit_to(object attachments, str event, object count, dict who, object key, dict more) except -1:
+    """Sends an event to these. It raises nothing of a handler's that is an Exception."""
     cdef PyObject *failures = NULL
+    if attachments is None:
+        return 0
     try:
-        run_handlers(event, count, limiter, key, more, &failures)
+        run_handlers(<tuple>attachments, event, count, who, key, more, &failures)
     finally:
         # Also if a later handler lets KeyboardInterrupt through: who failed before is told of.
         if failures != NULL:
             failed = <object>failures
             Py_XDECREF(failures)
             if event_failed is not None:
-                event_failed(failed, limiter, key)
+                event_failed(failed, who["limiter"], key)
     return 0
+
+
+cdef int emit(str event, object count, str limiter, object key, dict more=None) except -1:
+    """Sends an event to whom it concerns."""
+    return emit_to(event_routes.get(event), event, count, about(limiter), key, more)
+
+
+cdef inline int emit_denied(Limiter limiter, object count, object key, dict more=None) except -1:
+    return emit_to(denied_route if NL_HAS_GIL else event_routes.get("denied"), "denied", count, limiter.about, key, more)
+
+
+cdef inline int emit_allowed(Limiter limiter, object count, object key) except -1:
+    return emit_to(allowed_route if NL_HAS_GIL else event_routes.get("allowed"), "allowed", count, limiter.about, key, None)
 
 
 def send_event(str event not None, count, str limiter not None, key, dict more=None) -> None:
@@ -186,4 +231,6 @@ def send_event(str event not None, count, str limiter not None, key, dict more=N
 def send_detached(str limiter not None, key, dict more not None, list failures not None) -> None:
     """Sends handler_detached; adds the handlers that raised to `failures`."""
     cdef PyObject *into = <PyObject *>failures
-    run_handlers("handler_detached", 1, limiter, key, more, &into)
+    attachments = event_routes.get("handler_detached")
+    if attachments is not None:
+        run_handlers(<tuple>attachments, "handler_detached", 1, about(limiter), key, more, &into)

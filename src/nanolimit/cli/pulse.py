@@ -194,9 +194,11 @@ class Clocks(Protocol):
 
     def monotonic(self) -> float:
         """Seconds that never go back: for rates."""
+        ...
 
     def time(self) -> float:
         """Unix seconds: to tell."""
+        ...
 
 
 class Pulse:
