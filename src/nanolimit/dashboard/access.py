@@ -33,7 +33,9 @@ class Access:
         self._secret = None if token is None else token.encode("ascii")
         secret = self._secret or b""
         # Cookies know no ports: dashboards of other tokens on this host have other names.
-        self.cookie_name = f"nanolimit_{hmac.digest(secret, b'cookie name', 'sha256')[:4].hex()}"
+        self.cookie_name: str = (
+            f"nanolimit_{hmac.digest(secret, b'cookie name', 'sha256')[:4].hex()}"
+        )
         # Not the token itself: who reads a browser's cookies doesn't learn what opens the API.
         self._session = hmac.digest(secret, b"session", "sha256").hex()
 

@@ -34,7 +34,7 @@ class Request:
     __slots__ = ("_headers", "mount", "path", "scope")
 
     def __init__(self, scope: Scope) -> None:
-        self.scope = scope
+        self.scope: Scope = scope
         self._headers: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
             self._headers.setdefault(bytes(name).lower(), []).append(bytes(value))
@@ -42,9 +42,9 @@ class Request:
         root: str = scope.get("root_path", "").rstrip("/")
         if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("/", ""):
             path = path[len(root) :]
-        self.path = path
+        self.path: str = path
         """The path within the dashboard; empty where the mount's last slash is missing."""
-        self.mount = f"{root}/" if root else "/"
+        self.mount: str = f"{root}/" if root else "/"
         """The path of the page, as far as the server knows it."""
 
     @property

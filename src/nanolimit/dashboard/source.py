@@ -70,7 +70,7 @@ class Source:
 
     def __init__(self, watched: Watched) -> None:
         self.watched = watched
-        self.name = watched.name
+        self.name: str = watched.name
         self.readings: deque[Reading] = deque(maxlen=int(SPAN_S / PERIOD_S))
         # Of a table that is gone they can't be asked for any more.
         self._quotas = watched.quotas
