@@ -108,7 +108,7 @@ class RedisServer:
                 self.port = self._bus_port = 0
             time.sleep(POLL_S)
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _command(self) -> list[str]:
         command = [
             self._binary, "--port", str(self.port), "--bind", self.host, "--dir",
             str(self.directory), "--unixsocket", self.unix_path, "--save", "", "--appendonly", "no",
@@ -122,7 +122,10 @@ class RedisServer:
                 "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf",
                 "--cluster-port", str(self._bus_port), "--cluster-node-timeout", "5000",
             ]  # fmt: skip
-        command += self._options
+        return [*command, *self._options]
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        command = self._command()
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -349,6 +352,26 @@ class RedisCluster:
         """Kill all nodes."""
         for node in self.nodes:
             node.close()
+
+
+class RedisSentinel(RedisServer):
+    """A Sentinel that watches one master, called "main"; nobody is asked for a failover."""
+
+    def watch(self, master: RedisServer) -> None:
+        """Say that this is the master from now on, as after a failover."""
+        with self.line() as line:
+            if line.ask("SENTINEL", "MASTERS"):
+                line.ask("SENTINEL", "REMOVE", "main")
+            line.ask("SENTINEL", "MONITOR", "main", master.host, master.port, 1)
+
+    def _command(self) -> list[str]:
+        # A Sentinel takes its options from a file only, which it rewrites.
+        config = self.directory / "sentinel.conf"
+        config.write_text(
+            f"port {self.port}\nbind {self.host}\ndir {self.directory}\n"
+            f"logfile {self.directory / 'log'}\n"
+        )
+        return [self._binary, str(config), "--sentinel"]
 
 
 class Line:
