@@ -89,15 +89,19 @@ class RedisServer:
 
     # Its life
 
-    def start(self) -> None:
-        """Start it, on the port that it had before if it had one; return when it answers."""
+    def start(self, while_loading: bool = False) -> None:
+        """Start it, on the port that it had before if it had one; return when it answers.
+
+        Args:
+            while_loading: "LOADING ..." is an answer too.
+        """
         assert self._process is None, "the server runs already"
         deadline = time.monotonic() + START_S
         while True:
             self.port = self.port or free_port()
             self._bus_port = self._bus_port or free_port()
             process = self._spawn()
-            if self._answers(process, deadline):
+            if self._answers(process, deadline, while_loading):
                 return
             self.kill()
             text = self.log()
@@ -133,14 +137,16 @@ class RedisServer:
         _running.add(self._process)
         return self._process
 
-    def _answers(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
+    def _answers(
+        self, process: subprocess.Popen[bytes], deadline: float, while_loading: bool
+    ) -> bool:
         while process.poll() is None and time.monotonic() < deadline:
             try:
                 if self.ask("PING") == "PONG" and self.ask_pid() == process.pid:
                     self._was_up = True
                     return True
             except RedisError as error:
-                if not str(error).startswith("LOADING"):
+                if while_loading or not str(error).startswith("LOADING"):
                     self._was_up = True
                     return True
             except OSError:
