@@ -199,7 +199,7 @@ def test_tls_options_survive(tmp_path: Path, require_tool: Any) -> None:
         with Wire(f"rediss://localhost:{port}?ssl_ca_certs={certificate}", PATIENT_S) as wire:
             assert wire.run(COUNT, [b"k"], [1]) == 10
         with Wire(f"rediss://localhost:{port}", PATIENT_S) as wire:
-            with pytest.raises(Unavailable, match="(?i)certificate"):
+            with pytest.raises(Unavailable, match=r"(?i)certificate"):
                 wire.run(COUNT, [b"k"], [1])
 
 

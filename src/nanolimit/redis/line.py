@@ -106,7 +106,8 @@ class Line:
             # TLS may have decrypted more than was read.
             pending = self._secure and self._socket.pending()  # type: ignore[attr-defined]
             try:
-                if not pending and (left_s <= 0 or not self._poll(left_s, False)):
+                # What has come already counts, though others took all of the time.
+                if not pending and not self._poll(left_s, False):
                     raise Unavailable(f"no reply from {self.name} in time", outcome_unknown=True)
                 data = self._socket.recv(_CHUNK)
             except _AGAIN:
