@@ -88,8 +88,8 @@ def test_what_is_no_reply(data: bytes) -> None:
          False),
         ("READONLY You can't write against a read only replica. script: a, on @user_script:1.",
          False),
-        ("ERR Error running script (call to f_a): @user_script:1: @user_script: 1: -READONLY You "
-         "can't write against a read only replica.", False),
+        ("ERR Error running script (call to f_a): @user_script:1: @user_script: 1: -READONLY No",
+         False),
         ("ERR Error running script (call to f_a): @user_script:1: -OOM command not allowed", False),
         ("ERR Error running script (call to f_a): @user_script:1: WRONGTYPE Operation", True),
         ("WRONGTYPE Operation against a key. script: a, on @user_script:1.", True),
