@@ -31,7 +31,7 @@ class Line:
         age: Which generation of the pool it is of.
     """
 
-    __slots__ = ("_poll", "_reader", "_secure", "_socket", "age", "name")
+    __slots__ = ("__weakref__", "_poll", "_reader", "_secure", "_socket", "age", "name")
 
     def __init__(self, connection: Any, name: str, age: int) -> None:
         sock = connection._sock
