@@ -19,6 +19,7 @@ from redis.asyncio.sentinel import Sentinel  # noqa: E402
 from lua import COUNT, EMPTY, Lua  # noqa: E402
 from nanolimit.redis.aiowire import AsyncWire  # noqa: E402
 from nanolimit.redis.fault import Unavailable  # noqa: E402
+from nanolimit.redis.resp import pack  # noqa: E402
 from redis_server import RedisSentinel, RedisServer, free_port  # noqa: E402
 from tcp_proxy import TcpProxy  # noqa: E402
 
@@ -158,6 +159,26 @@ def test_after_a_timeout_the_next_call_does_not_stand_behind_the_stuck_one(
             assert proxy.accepted == 2
 
         with_wire(f"redis://127.0.0.1:{proxy.port}", work, 1.0)
+
+
+def test_who_comes_later_with_less_time_left_leaves_first(server: RedisServer) -> None:
+    with TcpProxy(server.port) as proxy:
+
+        async def work(wire: AsyncWire) -> None:
+            await wire.run(EMPTY, [])
+            proxy.hold()
+            line, now = wire._pool.line, asyncio.get_running_loop().time()
+            assert line is not None
+            patient = line.call(pack(COUNT, [b"k"], [1]), now + PATIENT_S)
+            hasty = line.call(pack(COUNT, [b"k"], [1]), now + 0.1)
+            with pytest.raises(Unavailable, match="in time"):
+                await asyncio.wait_for(hasty, PATIENT_S / 2)
+            # The line is given up, but not those who still wait on it.
+            assert wire._pool.line is None
+            proxy.release()
+            assert await patient == 1
+
+        with_wire(f"redis://127.0.0.1:{proxy.port}", work)
 
 
 def test_a_blocked_loop_loses_no_reply_that_has_come(server: RedisServer) -> None:
