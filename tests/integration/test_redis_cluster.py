@@ -149,7 +149,7 @@ def test_a_slot_on_the_move_is_asked_for_at_both_ends(cluster: RedisCluster, mak
     assert found == [3, 2, 4, 3]
     # A script that needs both can't run now, and is tried again until they are together.
     both = Lua("return {redis.call('INCR', KEYS[1]), redis.call('INCR', KEYS[2])}")
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises(Unavailable, match="TRYAGAIN") as caught:
         make(timeout_s=1.0).run(both, [here, there])
     assert not caught.value.outcome_unknown
     cluster.move_keys(slot, source, target)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import threading
 from typing import Any
 
@@ -162,6 +164,19 @@ def test_many_failures_at_once_open_it_once(restless: None) -> None:
         for thread in threads:
             thread.join()
         assert sorted(told) == [False] * 5 + [True]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_child_does_not_wait_for_a_lock_of_its_parent() -> None:
+    breaker = Breaker(1, PAUSE_S)
+    with breaker._lock:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            opened(breaker)
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 class Model(RuleBasedStateMachine):
