@@ -193,6 +193,7 @@ def test_a_unix_socket(server: RedisServer) -> None:
             assert server.unix_path in repr(wire)
 
 
+@pytest.mark.filterwarnings("ignore:Call to '__init__' function:DeprecationWarning")
 def test_tls_options_survive(tmp_path: Path, require_tool: Any) -> None:
     import subprocess
 
