@@ -257,7 +257,7 @@ class RedisServer:
 
         Args:
             command: In lower case; a part of one as in "cluster|slots".
-            kind: Else "rejected_calls", to which a cluster's redirections belong, or "failed_calls".
+            kind: Else "failed_calls", or "rejected_calls", of which a cluster's redirections are.
         """
         row = self.info("commandstats").get(f"cmdstat_{command}", "")
         pairs = dict(pair.split("=", 1) for pair in row.split(",") if pair)

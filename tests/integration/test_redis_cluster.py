@@ -23,6 +23,8 @@ from nanolimit.redis.wire import Wire  # noqa: E402
 from redis_server import RedisCluster, RedisServer  # noqa: E402
 
 PATIENT_S = 20.0
+# What a busy machine of two cores may add, in a test that looks at the clock.
+SLACK_S = 1.5
 Make = Callable[..., Any]
 
 
@@ -201,7 +203,7 @@ def test_one_node_that_is_stopped_or_gone_takes_only_its_own_keys_along(make: Ma
         with own.nodes[1].paused():
             start = time.monotonic()
             found = wire.run_many(calls)
-            assert time.monotonic() - start < 1.5
+            assert time.monotonic() - start < 1.0 + SLACK_S
         lost = [isinstance(each, Unavailable) for each in found]
         assert lost == [False, False, True, True, False, False]
         assert all(each.outcome_unknown for each in found[2:4])
@@ -222,7 +224,7 @@ def test_a_map_is_found_while_the_first_seed_is_silent(cluster: RedisCluster, ma
     with cluster.nodes[0].paused():
         start = time.monotonic()
         assert wire.run(COUNT, [key], [1]) == 1
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 1.0 + SLACK_S
 
 
 def test_slots_that_nobody_serves(make: Make) -> None:
