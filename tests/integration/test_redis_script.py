@@ -82,7 +82,7 @@ class Asked:
 
     def some(self, number: int, key: Any = "k") -> script.Some:
         return script.some(
-            self.run(script.TAKE_SOME, self.names.of(key), self.arguments.of(number))
+            self.run(script.TAKE_SOME, self.names.of(key), self.arguments.some(number))
         )
 
     def batch(self, keys: Sequence[Any], cost: int = 1) -> list[int]:
@@ -394,7 +394,6 @@ def test_what_counts_nothing_writes_nothing(client: Any) -> None:
     asked.tell(0)
     asked.take(0)
     asked.batch(["a", "b"], cost=0)
-    asked.some(0)
     assert client.dbsize() == 0
     asked.take()
     before = client.info("persistence")["rdb_changes_since_last_save"]
@@ -472,6 +471,12 @@ def test_an_allowed_request_is_a_push_and_now_and_then_more(client: Any, which: 
     # In the same eighth of a window: the expiry stays, except where the next one begins just now.
     following = [count_calls(client, take) for _ in range(10)]
     assert following.count({"TIME": 1, "LINDEX": 2, "LPUSH": 1}) >= 9
+    # In the next eighth the expiry is written; a short list is not searched for what may go.
+    later = {"TIME": 1, "LINDEX": 2, "LPUSH": 1, "PEXPIREAT": 1}
+    asked.write(*[server_us(client) - 3_000_000_000] * 15)
+    assert count_calls(client, take) == later
+    asked.write(*[server_us(client) - 3_000_000_000] * 16)
+    assert count_calls(client, take) == {**later, "LINDEX": 3}
     # Full of what does not count any more: cut once in so often.
     future = server_us(client) + AHEAD_US
     asked.write(*[future] + [future - 6_000_000_000] * 99)

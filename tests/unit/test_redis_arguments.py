@@ -45,11 +45,20 @@ def test_arguments_are_made_once() -> None:
     arguments = Arguments((Quota(5, 60), Quota(7, 0.5)))
     assert arguments.of(2) == [b"2", b"60000000", b"5", b"3", b"500000", b"7", b"5"]
     assert arguments.of(2) is arguments.of(2)
+    for number in range(1, 10):
+        assert arguments.some(number)[0] == b"%d" % number
+    for cost in (-1, 6):
+        with pytest.raises(ValueError, match=f"from 0 to the smallest limit, 5, got {cost}$"):
+            arguments.of(cost)
+    with pytest.raises(ValueError, match="number of requests must be >= 1, got 0"):
+        arguments.some(0)
+
+
+def test_not_more_arguments_are_kept_than_programs_have_costs() -> None:
+    arguments = Arguments((Quota(10_000, 60),))
     for cost in range(10_000):
         assert arguments.of(cost)[0] == b"%d" % cost
     assert len(arguments._kept) == 256
-    with pytest.raises(ValueError, match="cost must be >= 0, got -1"):
-        arguments.of(-1)
 
 
 def test_windows_are_whole_microseconds_rounded_up() -> None:
@@ -62,7 +71,7 @@ def test_windows_are_whole_microseconds_rounded_up() -> None:
 
 def test_a_cost_beyond_the_limit_asks_for_no_negative_index() -> None:
     """Which would count from the other end: TAKE_SOME may ask for more than the limit."""
-    assert Arguments((Quota(5, 60), Quota(50, 60))).of(20)[1:] == [
+    assert Arguments((Quota(5, 60), Quota(50, 60))).some(20)[1:] == [
         b"60000000", b"5", b"0", b"60000000", b"50", b"30",
     ]  # fmt: skip
 
