@@ -46,8 +46,9 @@ class AsyncRedisRateLimiter(Dialog):
     quota. Its arguments are the same, but that a client is one of asyncio: `redis.asyncio.Redis`,
     `redis.asyncio.RedisCluster`, or their valkey-py twins.
 
-    It belongs to the event loop that first uses it. A task that is cancelled while the store is
-    asked may have been counted: nothing is sent again, and nothing is taken back.
+    It belongs to the event loop that first uses it, until that is closed. A task that is cancelled
+    while the store is asked may have been counted: nothing is sent again, and nothing is taken
+    back.
 
     Raises:
         TypeError: An argument is of the wrong type: a client that blocks is for
@@ -56,7 +57,7 @@ class AsyncRedisRateLimiter(Dialog):
         ImportError: A URL was given and neither redis-py nor valkey-py is installed.
     """
 
-    __slots__ = ("_asleep", "_lines", "_wire")
+    __slots__ = ("_asleep", "_lines", "_loop", "_wire")
 
     def __init__(
         self,
@@ -211,11 +212,16 @@ class AsyncRedisRateLimiter(Dialog):
 
     async def _queue(self, place: bytes, over_s: float | None) -> bool:
         """Stand in line until one is the first; False: the time was up."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # Those of a loop that is closed are lost with it.
+            self._begin_waiting()
+            self._loop = loop
         line = self._lines.get(place)
         if line is None:
             self._lines[place] = deque()
             return True
-        turn = asyncio.get_running_loop().create_future()
+        turn = loop.create_future()
         line.append(turn)
         try:
             left_s = None if over_s is None else max(over_s - monotonic(), 0.0)
@@ -253,6 +259,7 @@ class AsyncRedisRateLimiter(Dialog):
             self._asleep.discard(alarm)
 
     def _begin_waiting(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lines: dict[bytes, Line] = {}
         self._asleep: set[asyncio.Future[None]] = set()
 

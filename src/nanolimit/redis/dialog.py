@@ -63,8 +63,8 @@ class Dialog:
 
     __slots__ = (
         "__weakref__", "_arguments", "_breaker", "_changing", "_closed", "_counters",
-        "_degraded_since_s", "_denials", "_guard", "_last_reason", "_least", "_name", "_names", "_place", "_policy",
-        "_quotas", "_timeout_s",
+        "_degraded_since_s", "_denials", "_guard", "_last_reason", "_least", "_name", "_names",
+        "_place", "_policy", "_quotas", "_timeout_s",
     )  # fmt: skip
 
     def __init__(
