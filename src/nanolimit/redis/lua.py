@@ -244,18 +244,17 @@ end
 return views
 """
 
-# How many of `units` requests of one unit each fit: `room`, the least of all quotas; `wait`: until
-# one more does. `limit - n` is the index of the stamp that must not count for n to fit.
+# How many of `units` requests of one unit each fit: `room`, the least of all quotas. `limit - n` is
+# the index of the stamp that must not count for n to fit.
 _ROOM = f"""
 local units = tonumber(ARGV[1])
-local room, wait = units, 0
-local heads, nows = {{}}, {{}}
+local room = units
+local heads, nows, rooms, outs = {{}}, {{}}, {{}}, {{}}
 for i = 1, #KEYS do
   local key, at = KEYS[i], 3 * i - 1
   local window, limit = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
   {_NOW}
-  heads[i], nows[i] = head, now
-  local low, high, out = 0, math.min(units, limit) + 1, now + window
+  local low, high, out = 0, math.min(units, limit) + 1, math.huge
   local nth = high - 1
   while high - low > 1 do
     local found = head and call('LINDEX', key, limit - nth)
@@ -263,10 +262,26 @@ for i = 1, #KEYS do
     if found and found > now then high, out = nth, found else low = nth end
     nth = low == 0 and 1 or math.floor((low + high) / 2)
   end
-  if low < room then
-    room, wait = low, out - clock
-  elseif low == room and low < units then
-    wait = math.max(wait, out - clock)
+  heads[i], nows[i], rooms[i], outs[i] = head, now, low, out
+  room = math.min(room, low)
+end
+"""
+
+# Count them, at `stamps`. `wait`: until one more fits, 0 if all did. What decides of it is the stamp
+# that leaves first: those that were just counted may do so, where a lease is ahead.
+_COUNT_ROOM = f"""
+local wait = 0
+if room > 0 then
+  {_COUNT}
+  for i = 1, #KEYS do
+    local at = 3 * i - 1
+    count(KEYS[i], heads[i], nows[i], stamps[i], sign, room, ARGV[at], ARGV[at + 1])
+    outs[i] = math.min(outs[i], stamps[i] + ARGV[at])
+  end
+end
+if room < units then
+  for i = 1, #KEYS do
+    if rooms[i] == room then wait = math.max(wait, outs[i] - clock) end
   end
 end
 """
@@ -274,13 +289,8 @@ end
 TAKE_SOME = f"""
 {_CLOCK}
 {_ROOM}
-if room > 0 then
-  {_COUNT}
-  for i = 1, #KEYS do
-    local at = 3 * i - 1
-    count(KEYS[i], heads[i], nows[i], nows[i], 1, room, ARGV[at], ARGV[at + 1])
-  end
-end
+local stamps, sign = nows, 1
+{_COUNT_ROOM}
 return {{room, wait}}
 """
 
@@ -289,17 +299,12 @@ return {{room, wait}}
 GRANT = f"""
 {_CLOCK}
 {_ROOM}
-local ends = 0
-if room > 0 then
-  {_COUNT}
-  for i = 1, #KEYS do ends = math.max(ends, nows[i]) end
-  ends = ends + ARGV[#ARGV]
-  for i = 1, #KEYS do
-    local at = 3 * i - 1
-    count(KEYS[i], heads[i], nows[i], ends, -1, room, ARGV[at], ARGV[at + 1])
-  end
-end
-return {{room, wait, ends}}
+local ends, stamps, sign = 0, {{}}, -1
+for i = 1, #KEYS do ends = math.max(ends, nows[i]) end
+ends = ends + ARGV[#ARGV]
+for i = 1, #KEYS do stamps[i] = ends end
+{_COUNT_ROOM}
+return {{room, wait, room > 0 and ends or 0}}
 """
 
 # ARGV: how many, and the stamp. What is not there any more is not missed.
