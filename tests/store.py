@@ -50,7 +50,7 @@ class Store:
         return reply
 
     def _run(self, name: str, keys: list[bytes], args: list[int]) -> Any:
-        cost, rules = args[0], [tuple(args[i : i + 2]) for i in range(1, len(args), 3)]
+        cost, rules = args[0], [(args[i], args[i + 1]) for i in range(1, len(args), 3)]
         if name in ("take", "take_one"):
             return self._take(keys, cost, rules)
         if name == "batch":
@@ -58,18 +58,18 @@ class Store:
             waits = [self._take(keys[i : i + each], cost, rules) for i in range(0, len(keys), each)]
             return " ".join(map(str, waits)).encode()
         if name == "reset":
-            live = any(
+            was_there = any(
                 self._live(key, window) for key, (window, _) in zip(keys, rules, strict=True)
             )
             for key in keys:
                 self.logs.pop(key, None)
-            return int(live)
+            return int(was_there)
         assert name in ("tell", "look"), name
-        waits = [self._wait(key, cost, *rule) for key, rule in zip(keys, rules, strict=True)]
-        if name == "tell" and not any(wait for wait, _ in waits):
+        asked = [self._wait(key, cost, *rule) for key, rule in zip(keys, rules, strict=True)]
+        if name == "tell" and not any(wait for wait, _ in asked):
             self._count(keys, cost)
         views = [self.now_us]
-        for key, (window, _), (_, deciding) in zip(keys, rules, waits, strict=True):
+        for key, (window, _), (_, deciding) in zip(keys, rules, asked, strict=True):
             live = self._live(key, window)
             views += [len(live), live[-1] if live else 0, live[0] if live else 0, deciding]
         return views
@@ -138,5 +138,5 @@ class AsyncStoreWire:
     async def run_many(self, calls: Iterable[Any]) -> list[Any]:
         return self._wire.run_many(calls)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self._wire.close()

@@ -9,8 +9,11 @@ import ipaddress
 import pickle
 import subprocess
 import sys
+import threading
 import uuid
+import weakref
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -289,7 +292,8 @@ def test_bad_options(
 
 
 def test_bad_quotas(make: Make) -> None:
-    for quota in ("3/month", 0, 1.5, [], "1/s;" * 9):
+    quotas: list[Any] = ["3/month", 0, 1.5, [], "1/s;" * 9]
+    for quota in quotas:
         with pytest.raises((TypeError, ValueError)):
             make(quota)
 
@@ -522,35 +526,32 @@ def test_acquire_with_a_timeout_of_0_tries_once(make: Make, store: Store) -> Non
     assert len(store.calls) == 2
 
 
-def test_tasks_are_served_in_the_order_in_which_they_came(store: Store) -> None:
+def test_tasks_are_served_in_the_order_in_which_they_came(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def run() -> list[int]:
         limiter = AsyncRedisRateLimiter("1/second", store)
         served: list[int] = []
         woken = asyncio.Event()
 
-        async def sleep(pause_s: float) -> None:
+        async def sleep(self: object, pause_s: float) -> None:
             await woken.wait()
             store.now_s += pause_s
+
+        monkeypatch.setattr(AsyncRedisRateLimiter, "_sleep", sleep)
 
         async def one(number: int) -> None:
             assert await limiter.acquire("k")
             served.append(number)
 
-        AsyncRedisRateLimiter._sleep, former = (  # type: ignore[method-assign]
-            lambda self, pause_s: sleep(pause_s),
-            AsyncRedisRateLimiter._sleep,
-        )
-        try:
-            tasks = [asyncio.create_task(one(number)) for number in range(6)]
-            await asyncio.sleep(0)
-            asked = len(store.calls)
-            await asyncio.sleep(0)
-            assert len(store.calls) == asked  # one of them asks
-            tasks[2].cancel()
-            woken.set()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        finally:
-            AsyncRedisRateLimiter._sleep = former  # type: ignore[method-assign]
+        tasks = [asyncio.create_task(one(number)) for number in range(6)]
+        await asyncio.sleep(0)
+        asked = len(store.calls)
+        await asyncio.sleep(0)
+        assert len(store.calls) == asked  # one of them asks
+        tasks[2].cancel()
+        woken.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
         assert not limiter._lines
         return served
 
@@ -558,7 +559,7 @@ def test_tasks_are_served_in_the_order_in_which_they_came(store: Store) -> None:
 
 
 def test_a_first_task_that_is_cancelled_lets_the_next_one_go(store: Store) -> None:
-    async def run() -> None:
+    async def run() -> AsyncRedisRateLimiter:
         limiter = AsyncRedisRateLimiter("1/second", store)
         await limiter.allow("k")
         first = asyncio.create_task(limiter.acquire("k"))
@@ -570,17 +571,15 @@ def test_a_first_task_that_is_cancelled_lets_the_next_one_go(store: Store) -> No
         assert await second
         assert not limiter._lines
         # Its place in line is all that a loop leaves behind, and goes with it.
-        limiter._lines[limiter._place("k")] = __import__("collections").deque()
-        return limiter  # type: ignore[return-value]
+        limiter._lines[limiter._place("k")] = deque()
+        return limiter
 
-    limiter: Any = asyncio.run(run())
+    limiter = asyncio.run(run())
     store.now_s += 1
     assert asyncio.run(limiter.acquire("k"))
 
 
 def test_close_tells_those_who_wait(store: Store) -> None:
-    import threading
-
     limiter = RedisRateLimiter("1/hour", store)
     limiter.allow("k")
     outcome: list[object] = []
@@ -675,14 +674,15 @@ def test_raise(make: Make, store: Store) -> None:
     assert isinstance(found.value, NanolimitError)
     assert str(pickle.loads(pickle.dumps(found.value))) == str(found.value)
     store.down = REFUSED
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: limiter.check("k"),
         lambda: limiter.peek("k"),
         lambda: limiter.allow_many(["k"]),
         lambda: limiter.reset("k"),
         lambda: limiter.acquire("k"),
         lambda: limiter.allow("k"),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(StoreUnavailableError) as found:
             call()
         assert not found.value.outcome_unknown
@@ -840,7 +840,7 @@ def test_close(make: Make, store: Store) -> None:
     limiter.close()
     assert limiter.closed
     assert store.closed
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: limiter.allow("k"),
         lambda: limiter.allow("k", 0),
         lambda: limiter.check("k"),
@@ -850,7 +850,8 @@ def test_close(make: Make, store: Store) -> None:
         lambda: limiter.reset("k"),
         lambda: limiter.acquire("k"),
         lambda: limiter.stats(),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(LimiterClosedError, match="is closed"):
             call()
     assert limiter.name
@@ -884,8 +885,6 @@ def test_repr_and_the_like(store: Store) -> None:
 
 
 def test_a_forgotten_limiter_goes(store: Store) -> None:
-    import weakref
-
     limiter = RedisRateLimiter("2/second", store)
     limiter.allow("k")
     gone = weakref.ref(limiter)

@@ -59,6 +59,8 @@ class AsyncRedisRateLimiter(Dialog):
 
     __slots__ = ("_asleep", "_lines", "_loop", "_wire")
 
+    _loop: asyncio.AbstractEventLoop | None
+
     def __init__(
         self,
         quota: int | str | Quota | Sequence[str | Quota],
@@ -83,6 +85,7 @@ class AsyncRedisRateLimiter(Dialog):
             nodes=nodes,
         )
         self._wire = AsyncWire(client_or_url, self._timeout_s)
+        self._loop = None
         self._begin_waiting()
 
     async def allow(self, key: Key, cost: int = 1) -> bool:
@@ -176,7 +179,7 @@ class AsyncRedisRateLimiter(Dialog):
             for alarm in list(self._asleep):
                 if not alarm.done():
                     alarm.set_result(None)
-            await self._wire.close()
+            self._wire.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -259,7 +262,6 @@ class AsyncRedisRateLimiter(Dialog):
             self._asleep.discard(alarm)
 
     def _begin_waiting(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._lines: dict[bytes, Line] = {}
         self._asleep: set[asyncio.Future[None]] = set()
 
