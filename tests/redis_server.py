@@ -89,15 +89,19 @@ class RedisServer:
 
     # Its life
 
-    def start(self) -> None:
-        """Start it, on the port that it had before if it had one; return when it answers."""
+    def start(self, while_loading: bool = False) -> None:
+        """Start it, on the port that it had before if it had one; return when it answers.
+
+        Args:
+            while_loading: "LOADING ..." is an answer too.
+        """
         assert self._process is None, "the server runs already"
         deadline = time.monotonic() + START_S
         while True:
             self.port = self.port or free_port()
             self._bus_port = self._bus_port or free_port()
             process = self._spawn()
-            if self._answers(process, deadline):
+            if self._answers(process, deadline, while_loading):
                 return
             self.kill()
             text = self.log()
@@ -108,7 +112,7 @@ class RedisServer:
                 self.port = self._bus_port = 0
             time.sleep(POLL_S)
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _command(self) -> list[str]:
         command = [
             self._binary, "--port", str(self.port), "--bind", self.host, "--dir",
             str(self.directory), "--unixsocket", self.unix_path, "--save", "", "--appendonly", "no",
@@ -122,7 +126,10 @@ class RedisServer:
                 "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf",
                 "--cluster-port", str(self._bus_port), "--cluster-node-timeout", "5000",
             ]  # fmt: skip
-        command += self._options
+        return [*command, *self._options]
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        command = self._command()
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -130,14 +137,16 @@ class RedisServer:
         _running.add(self._process)
         return self._process
 
-    def _answers(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
+    def _answers(
+        self, process: subprocess.Popen[bytes], deadline: float, while_loading: bool
+    ) -> bool:
         while process.poll() is None and time.monotonic() < deadline:
             try:
                 if self.ask("PING") == "PONG" and self.ask_pid() == process.pid:
                     self._was_up = True
                     return True
             except RedisError as error:
-                if not str(error).startswith("LOADING"):
+                if while_loading or not str(error).startswith("LOADING"):
                     self._was_up = True
                     return True
             except OSError:
@@ -349,6 +358,26 @@ class RedisCluster:
         """Kill all nodes."""
         for node in self.nodes:
             node.close()
+
+
+class RedisSentinel(RedisServer):
+    """A Sentinel that watches one master, called "main"; nobody is asked for a failover."""
+
+    def watch(self, master: RedisServer) -> None:
+        """Say that this is the master from now on, as after a failover."""
+        with self.line() as line:
+            if line.ask("SENTINEL", "MASTERS"):
+                line.ask("SENTINEL", "REMOVE", "main")
+            line.ask("SENTINEL", "MONITOR", "main", master.host, master.port, 1)
+
+    def _command(self) -> list[str]:
+        # A Sentinel takes its options from a file only, which it rewrites.
+        config = self.directory / "sentinel.conf"
+        config.write_text(
+            f"port {self.port}\nbind {self.host}\ndir {self.directory}\n"
+            f"logfile {self.directory / 'log'}\n"
+        )
+        return [self._binary, str(config), "--sentinel"]
 
 
 class Line:

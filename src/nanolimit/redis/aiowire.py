@@ -420,8 +420,9 @@ def _leave(begun: list[list[asyncio.Future[Reply] | Unavailable]]) -> None:
     """Wait no more for any of these."""
     for futures in begun:
         for future in futures:
-            if isinstance(future, asyncio.Future) and not future.cancel():
-                future.exception()  # it was seen, so that nobody logs it
+            if isinstance(future, Unavailable) or future.cancel() or future.cancelled():
+                continue
+            future.exception()  # it was seen, so that nobody logs it
 
 
 # The connections of a forked process's parent, so that nothing closes them by collecting them.

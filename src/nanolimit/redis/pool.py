@@ -132,9 +132,9 @@ class Pool:
                 self._waiting -= 1
 
     def _may_connect(self) -> bool:
-        return (
-            self._connecting < _CONNECTING_MAX and len(self._lines) + self._connecting < self._size
-        )
+        # One for each that waits: those whose callers have left serve the next ones.
+        most = min(_CONNECTING_MAX, self._waiting, self._size - len(self._lines))
+        return self._connecting < most
 
     def _why_none(self) -> str:
         if len(self._lines) >= self._size:
