@@ -123,8 +123,9 @@ class Model:
     """All lists of a server."""
 
     logs: dict[str, Log] = field(default_factory=dict)
-    uses: dict[str, list[int]] = field(default_factory=dict)  # by list, since it was reset
-    leases: dict[tuple[str, int], Lease] = field(default_factory=dict)  # by list and end
+    lives: Counter[str] = field(default_factory=Counter)  # how often a list was reset
+    uses: dict[tuple[str, int], list[int]] = field(default_factory=dict)  # by list and life
+    leases: dict[tuple[str, int, int], Lease] = field(default_factory=dict)  # and end
     bounds: dict[str, tuple[int, int]] = field(default_factory=dict)  # window, highest limit
     seen: Counter[str] = field(default_factory=Counter)
 
@@ -146,7 +147,7 @@ class Model:
             if not wait and cost:
                 stamp = rule.log.now(clock)
                 rule.log.add(stamp, False, cost)
-                self.uses.setdefault(key, []).extend([stamp] * cost)
+                self.uses.setdefault((key, self.lives[key]), []).extend([stamp] * cost)
         return wait
 
     def compare(self, rule: Rule, clock: int, cost: int, counted: bool) -> None:
@@ -200,9 +201,7 @@ class Model:
         live = any(rule.log.live(clock, rule.window) for rule in rules)
         for key in keys:
             self.logs[key] = Log()
-            self.uses[key] = []
-            for each in [each for each in self.leases if each[0] == key]:
-                del self.leases[each]
+            self.lives[key] += 1
         return [int(live)]
 
     def tell(
@@ -226,7 +225,7 @@ class Model:
         ends = max(rule.log.now(clock) for rule in rules) + ttl
         for key, rule in zip(keys, rules, strict=True):
             rule.log.add(ends, True, room)
-            lease = self.leases.setdefault((key, ends), Lease(clock, 0))
+            lease = self.leases.setdefault((key, self.lives[key], ends), Lease(clock, 0))
             lease.units += room
         if room < most:
             wait = max(rule.wait(clock, 1) for rule in rules)
@@ -239,8 +238,7 @@ class Model:
             for _ in range(units):
                 if (stamp, True) in log.stamps:
                     log.stamps.remove((stamp, True))
-                    if (key, stamp) in self.leases:
-                        self.leases[key, stamp].units -= 1
+                    self.leases[key, self.lives[key], stamp].units -= 1
         return units
 
     def over_admitted(self, when: Callable[[int, int], int]) -> list[str]:
@@ -249,13 +247,14 @@ class Model:
         Args:
             when: At what moment of a lease, from its start to its end, a unit of it is used.
         """
+        times = {life: list(used) for life, used in self.uses.items()}
+        for (key, life, ends), lease in self.leases.items():
+            used = [when(lease.start, ends) for _ in range(lease.units)]
+            times.setdefault((key, life), []).extend(used)
         faults = []
-        for key, (window, limit) in self.bounds.items():
-            times = list(self.uses.get(key, []))
-            for (each, ends), lease in self.leases.items():
-                if each == key:
-                    times += [when(lease.start, ends) for _ in range(lease.units)]
-            most = most_in_a_window(times, window)
+        for (key, _), used in times.items():
+            window, limit = self.bounds[key]
+            most = most_in_a_window(used, window)
             if most > limit:
                 faults.append(f"{key}: {most} units in {window} us, limit {limit}")
         return faults

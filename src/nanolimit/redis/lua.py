@@ -267,8 +267,8 @@ for i = 1, #KEYS do
 end
 """
 
-# Count them, at `stamps`. `wait`: until one more fits, 0 if all did. What decides of it is the stamp
-# that leaves first: those that were just counted may do so, where a lease is ahead.
+# Count them, at `stamps`. `wait`: until one more fits, 0 if all did. That is when the first stamp
+# leaves: it may be one that was just counted, where a lease is ahead.
 _COUNT_ROOM = f"""
 local wait = 0
 if room > 0 then

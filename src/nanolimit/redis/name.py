@@ -1,7 +1,7 @@
 """Names: which lists of Redis hold the logs of a key.
 
-A key has one list per quota, ``PREFIX:{KEY}:RULE``. The braces are Redis Cluster's hash tag, so that
-all lists of a key stand on one node and one script sees them together::
+A key has one list per quota, ``PREFIX:{KEY}:RULE``. The braces are Redis Cluster's hash tag, so
+that all lists of a key stand on one node and one script sees them together::
 
     nl:{s:user:42}:api:60000000     str "user:42", limiter "api", a window of a minute
     nl:{(s:user,i:42)}:5/60000000   tuple ("user", 42), a limiter without a name, 5 a minute
