@@ -455,6 +455,8 @@ def test_a_denial_of_less_is_not_replaced_by_one_of_more() -> None:
     denials.put(b"k", 3, 0.0, 0.9, 0)  # this one says more of 3, and nothing of 1
     assert denials.get(b"k", 1, 0.45) is None
     assert denials.get(b"k", 3, 0.8) is not None
+    denials.put(b"k", 1, 0.1, 0.3, 0)  # and this one of 1
+    assert denials.get(b"k", 1, 0.3) is not None
 
 
 def test_a_forgotten_denial_is_forgotten() -> None:
@@ -579,6 +581,54 @@ def test_a_first_task_that_is_cancelled_lets_the_next_one_go(store: Store) -> No
     assert asyncio.run(limiter.acquire("k"))
 
 
+def test_a_task_that_is_cancelled_when_its_turn_comes_lets_the_next_one_go(store: Store) -> None:
+    async def run() -> None:
+        limiter = AsyncRedisRateLimiter("1/second", store)
+        place = limiter._place("k")
+        assert await limiter._queue(place, None)
+        second, third = (asyncio.create_task(limiter.acquire("k")) for _ in range(2))
+        await asyncio.sleep(0)
+        limiter._step_out(place)
+        second.cancel()
+        assert await third
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        assert not limiter._lines
+
+    asyncio.run(run())
+
+
+def test_a_task_whose_time_is_up_leaves_the_line(store: Store) -> None:
+    async def run() -> None:
+        limiter = AsyncRedisRateLimiter("1/second", store)
+        place = limiter._place("k")
+        assert await limiter._queue(place, None)
+        assert not await limiter.acquire("k", timeout=0)
+        assert not await limiter.acquire("k", timeout=0.001)
+        limiter._step_out(place)
+        assert await limiter.acquire("k", timeout=0)
+
+    asyncio.run(run())
+
+
+def test_in_the_child_of_a_fork_nobody_waits(store: Store) -> None:
+    limiter = RedisRateLimiter("1/second", store)
+    gate = limiter._gate(limiter._place("k"))
+    with gate:
+        assert not limiter.acquire("k", timeout=0)
+        limiter.after_fork()
+        assert limiter.acquire("k", timeout=0)
+
+    async def run() -> None:
+        twin = AsyncRedisRateLimiter("2/second", store)
+        assert await twin._queue(twin._place("k"), None)
+        assert not await twin.acquire("k", timeout=0)
+        twin.after_fork()
+        assert await twin.acquire("k", timeout=0)
+
+    asyncio.run(run())
+
+
 def test_close_tells_those_who_wait(store: Store) -> None:
     limiter = RedisRateLimiter("1/hour", store)
     limiter.allow("k")
@@ -601,8 +651,8 @@ def test_close_tells_those_who_wait(store: Store) -> None:
 
     async def run() -> None:
         limiter = AsyncRedisRateLimiter("1/hour", store)
-        await limiter.allow("k")
-        waiting = [asyncio.create_task(limiter.acquire("k")) for _ in range(3)]
+        await limiter.allow("j")
+        waiting = [asyncio.create_task(limiter.acquire("j")) for _ in range(3)]
         await asyncio.sleep(0.01)
         await limiter.close()
         ends = await asyncio.gather(*waiting, return_exceptions=True)
@@ -757,6 +807,17 @@ def test_of_a_batch_of_a_cluster_the_policy_decides_what_was_lost(make: Make, st
     assert (stats.allowed, stats.denied, stats.degraded) == (1, 2, 1)
 
 
+def test_a_large_batch_of_a_cluster_does_not_go_on_after_a_fault(make: Make, store: Store) -> None:
+    store.clustered = True
+    limiter = make("1/second", on_error="deny")
+    store.faults = [REFUSED]
+    answers = limiter.allow_many(range(1_000))
+    asked = len(store.calls)
+    assert 1 < asked < 1_000
+    assert answers == [False] + [True] * (asked - 1) + [False] * (1_000 - asked)
+    assert limiter.stats().degraded == 1_001 - asked
+
+
 def test_an_interrupted_probe_does_not_keep_the_breaker_open(make: Make, store: Store) -> None:
     limiter = make("1000/second")
     store.down = REFUSED
@@ -785,12 +846,22 @@ def test_reset_without_the_store_forgets_what_was_counted_here(make: Make, store
     assert limiter.allow("k")
 
 
-def test_acquire_without_the_store(make: Make, store: Store) -> None:
+def test_reset_forgets_what_was_counted_here_in_an_outage_before(make: Make, store: Store) -> None:
+    limiter = make("1/second")
+    store.faults = [REFUSED]
+    assert limiter.allow("k")
+    assert limiter.reset("k")  # the store knows nothing of it
+    store.faults = [REFUSED]
+    assert limiter.allow("k")
+
+
+def test_acquire_without_the_store(make: Make, store: Store, heard: list[Any]) -> None:
     limiter = make("2/second")
     store.down = REFUSED
     assert limiter.acquire("k", 2, timeout=0)
     assert not limiter.acquire("k", timeout=0)
     assert limiter.stats()[:2] == (1, 0)
+    assert heard == [("allowed", 2, "k")]  # who waits is not told of as denied
 
 
 # --- telemetry, counters and the rest
@@ -856,6 +927,18 @@ def test_close(make: Make, store: Store) -> None:
             call()
     assert limiter.name
     assert limiter.quota == Quota(2, per=1.0)
+
+
+def test_close_gives_memory_back(store: Store) -> None:
+    limiter = RedisRateLimiter("1/second", store)
+    limiter.allow("k")
+    limiter.allow("k")
+    store.down = REFUSED
+    limiter.allow("j")
+    limiter.close()
+    assert limiter._denials is not None
+    assert len(limiter._denials) == 0
+    assert limiter._policy._local is None
 
 
 def test_with(store: Store) -> None:
