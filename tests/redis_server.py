@@ -309,10 +309,11 @@ class RedisCluster:
         raise AssertionError(f"the cluster did not join:\n{texts[0]}\n{self.nodes[0].log()}")
 
     def node_of(self, slot: int) -> RedisServer:
-        """Return the node that serves a slot, as the first node knows it."""
-        for first, last, owner, *_ in self.nodes[0].ask("CLUSTER", "SLOTS"):
-            if first <= slot <= last:
-                return next(node for node in self.nodes if node.port == owner[1])
+        """Return the node that serves a slot, as it says itself: the others learn of it later."""
+        for node in self.nodes:
+            for first, last, owner, *_ in node.ask("CLUSTER", "SLOTS"):
+                if first <= slot <= last and owner[1] == node.port:
+                    return node
         raise AssertionError(f"nobody serves slot {slot}")
 
     def slot_of(self, key: str | bytes) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ redis = pytest.importorskip("redis")
 
 from lua import COUNT, EMPTY, Lua  # noqa: E402
 from nanolimit.redis.fault import Unavailable  # noqa: E402
+from nanolimit.redis.line import Line  # noqa: E402
 from nanolimit.redis.wire import Wire  # noqa: E402
 from redis_server import RedisSentinel, RedisServer, free_port  # noqa: E402
 
@@ -135,6 +137,26 @@ def test_many_calls_are_one_write_and_a_few_reads_of_the_server(server: RedisSer
     assert after - before <= 4
 
 
+def test_what_could_not_be_sent_is_sent_on_another_connection(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if it broke between the look at it and the sending.
+    monkeypatch.setattr(Line, "alive", lambda self: True)
+    with Wire(server.url, PATIENT_S) as wire:
+        for turn in range(3):
+            assert wire.run(COUNT, [b"k"], [1]) == turn + 1
+            (line,) = wire._pool._free
+            line._socket.shutdown(socket.SHUT_WR)
+        assert wire.run_many([(COUNT, [b"k"], [1])]) == [4]
+        (line,) = wire._pool._free
+        line._socket.shutdown(socket.SHUT_WR)
+        # Of several the first may have gone out whole, for all one knows.
+        for each in wire.run_many([(COUNT, [b"k"], [1])] * 2):
+            assert isinstance(each, Unavailable)
+            assert each.outcome_unknown
+        assert wire.run(COUNT, [b"k"], [1]) == 5
+
+
 # What survives of the client
 
 
@@ -199,7 +221,7 @@ def test_tls_options_survive(tmp_path: Path, require_tool: Any) -> None:
         with Wire(f"rediss://localhost:{port}?ssl_ca_certs={certificate}", PATIENT_S) as wire:
             assert wire.run(COUNT, [b"k"], [1]) == 10
         with Wire(f"rediss://localhost:{port}", PATIENT_S) as wire:
-            with pytest.raises(Unavailable, match="(?i)certificate"):
+            with pytest.raises(Unavailable, match=r"(?i)certificate"):
                 wire.run(COUNT, [b"k"], [1])
 
 

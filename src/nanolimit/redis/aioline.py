@@ -86,6 +86,10 @@ class AsyncLine(asyncio.Protocol):
         self._unsent.append(_Waiter(future, deadline))
         if self._timer is None:
             self._timer = self._loop.call_at(deadline, self._expire)
+        elif deadline < self._timer.when():
+            # It has waited for something else before.
+            self._timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._expire)
         return future
 
     def _flush(self) -> None:
@@ -164,9 +168,9 @@ class AsyncLine(asyncio.Protocol):
             if self._ended is None:
                 self.close()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """Tell those who wait."""
-        self._break(str(error) if error is not None else "the server closed it")
+        self._break(str(exc) if exc is not None else "the server closed it")
 
     def _break(self, why: str) -> None:
         if self._lost is not None:

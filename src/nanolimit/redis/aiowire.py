@@ -278,7 +278,6 @@ class AsyncWire:
             pool = where
             if type(reply) is ErrorReply and reply.text.startswith("TRYAGAIN"):
                 await asyncio.sleep(max(0.0, min(TRY_AGAIN_S, deadline - self._clock())))
-        request.result = Unavailable(f"sent on {HOPS_MAX} times, and nobody ran it")
 
     def _settle(self, request: Request, reply: Reply, pool: AsyncPool) -> AsyncPool | None:
         """Take a reply; return where to send the request anew, None if it is over."""
@@ -297,7 +296,6 @@ class AsyncWire:
             asked = next((each for each, other in self._pools.items() if other is pool), self._seed)
             slot, address = redirect(reply.text, asked)
         except ValueError:
-            request.result = fault_of_reply(reply.text)
             return None
         address = self._remapped(address)
         request.asking = code == "ASK"

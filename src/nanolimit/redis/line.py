@@ -31,7 +31,7 @@ class Line:
         age: Which generation of the pool it is of.
     """
 
-    __slots__ = ("_poll", "_reader", "_secure", "_socket", "age", "name")
+    __slots__ = ("__weakref__", "_poll", "_reader", "_secure", "_socket", "age", "name")
 
     def __init__(self, connection: Any, name: str, age: int) -> None:
         sock = connection._sock
@@ -106,7 +106,8 @@ class Line:
             # TLS may have decrypted more than was read.
             pending = self._secure and self._socket.pending()  # type: ignore[attr-defined]
             try:
-                if not pending and (left_s <= 0 or not self._poll(left_s, False)):
+                # What has come already counts, though others took all of the time.
+                if not pending and not self._poll(left_s, False):
                     raise Unavailable(f"no reply from {self.name} in time", outcome_unknown=True)
                 data = self._socket.recv(_CHUNK)
             except _AGAIN:

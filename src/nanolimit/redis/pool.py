@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 from nanolimit.redis.fault import Unavailable, fault_of_connecting
@@ -35,6 +36,7 @@ class Pool:
         self.name = name
         self._size = size
         self._closed = False
+        self._age = 0
         self._begin()
         renew_after_fork(self)
 
@@ -42,12 +44,13 @@ class Pool:
         self._lock = threading.Lock()
         self._change = threading.Condition(self._lock)
         self._free: list[Line] = []
-        self._lines: set[Line] = set()  # the free ones and those that are lent
+        # The free ones and those that are lent. Weak: a signal handler may raise between two steps
+        # here, and a line that was lost so must not take up a place for ever.
+        self._lines: weakref.WeakSet[Line] = weakref.WeakSet()
         self._connecting = 0
         self._failures = 0
         self._reason = ""  # of the last of them
         self._waiting = 0
-        self._age = 0
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -70,7 +73,7 @@ class Pool:
     def give(self, line: Line) -> None:
         """Hand back a line on which nothing is outstanding."""
         with self._lock:
-            if line.age == self._age and not self._closed and line in self._lines and line.clean:
+            if line.age == self._age and not self._closed and line.clean:
                 self._free.append(line)
                 if self._waiting:
                     self._change.notify()
@@ -102,6 +105,7 @@ class Pool:
     def after_fork(self) -> None:
         """In the child: let go of the parent's sockets, without a word to the server."""
         lines = list(self._lines)
+        self._age += 1
         self._begin()
         for line in lines:
             line.close()

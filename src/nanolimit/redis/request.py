@@ -72,11 +72,10 @@ class Request:
         if type(reply) is not ErrorReply:
             self.result = reply
             return None
-        code = reply.text.partition(" ")[0]
-        if code in _SEND_ANEW:
-            return code
+        # The result too of one that is sent anew, if that comes to nothing in the end.
         self.result = fault_of_reply(reply.text)
-        return None
+        code = reply.text.partition(" ")[0]
+        return code if code in _SEND_ANEW else None
 
 
 _SEND_ANEW = frozenset({"NOSCRIPT", "MOVED", "ASK", "TRYAGAIN"})

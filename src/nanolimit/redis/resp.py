@@ -21,10 +21,12 @@ class ScriptLike(Protocol):
     @property
     def source(self) -> str:
         """Its text."""
+        ...
 
     @property
     def sha(self) -> str:
         """The SHA1 of its text, in hexadecimal."""
+        ...
 
 
 class ErrorReply:

@@ -187,8 +187,14 @@ def _of_cluster(client: Any, timeout_s: float) -> Target:
         connection_class, kwargs = node.connection_class, node.connection_kwargs
         most = node.max_connections
     else:
-        made = next((each for each in nodes if each.redis_connection is not None), None)
-        pool = (made or client.get_default_node()).redis_connection.connection_pool
+        # Each node has a client of its own, under the library's name.
+        found = (
+            getattr(each, f"{library}_connection", None) for each in nodes for library in _LIBRARIES
+        )
+        own = next((each for each in found if each is not None), None)
+        if own is None:
+            raise TypeError(f"client_or_url is a {type(client).__name__} that knows no nodes")
+        pool = own.connection_pool
         connection_class, kwargs = pool.connection_class, pool.connection_kwargs
         most = pool.max_connections
     first = next(iter(seeds))

@@ -182,8 +182,6 @@ class Wire:
         while pending and hops:
             hops -= 1
             pending = self._round(pending, deadline)
-        for _, request in pending:
-            request.result = Unavailable(f"sent on {HOPS_MAX} times, and nobody ran it")
 
     def _round(
         self, pending: list[tuple[Pool, Request]], deadline: float
@@ -278,7 +276,6 @@ class Wire:
             slot, address = self._redirected(reply.text, pool)
             target = self._pool_at(address)
         except ValueError:
-            request.result = fault_of_reply(reply.text)
             return None
         except Unavailable as fault:
             request.result = fault
