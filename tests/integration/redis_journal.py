@@ -356,7 +356,7 @@ class Crowd:
         elif kind < 0.8:
             self.run("look", lists, arguments.of(cost))
         elif kind < 0.9:
-            self.run("take_some", lists, arguments.of(rng.randint(1, 2 * least)))
+            self.run("take_some", lists, arguments.some(rng.randint(1, 2 * least)))
         elif kind < 0.995:
             many = [each for _ in range(rng.randint(1, 6)) for each in names.of(rng.choice(keys))]
             self.run("batch", many, arguments.of(cost))

@@ -36,6 +36,10 @@ __all__ = ["BATCH", "GRANT", "LOOK", "RESET", "RETURN", "TAKE", "TAKE_ONE", "TAK
 #: LPUSH takes so many at once: Lua's stack has room for 8,000 values.
 PUSHED_AT_ONCE = 4_000
 
+#: LINSERT walks past all that is lent each time: so many units behind it go one by one. For more,
+#: what is ahead is lifted and put down again.
+INSERTED_ONE_BY_ONE = 8
+
 #: What BATCH says of a longer wait: Lua prints 14 digits.
 MOST_BATCH_WAIT_US = 10**14 - 1
 
@@ -57,21 +61,22 @@ _NOW = """
 
 # Put `units` stamps into a list: sign * stamp, which is not before `now`.
 _COUNT = f"""
+local function push(command, key, value, units)
+  if units == 1 then return call(command, key, value) end
+  local values, length = {{}}, 0
+  for i = 1, math.min(units, {PUSHED_AT_ONCE}) do values[i] = value end
+  for left = units, 1, -{PUSHED_AT_ONCE} do
+    length = call(command, key, unpack(values, 1, math.min(left, {PUSHED_AT_ONCE})))
+  end
+  return length
+end
 local function count(key, head, now, stamp, sign, units, window, limit)
   if units < 1 then return end
   window, limit = tonumber(window), tonumber(limit)
   local length
   local value = string.format('%.0f', sign * stamp)
   if not head or head <= stamp then
-    if units == 1 then
-      length = call('LPUSH', key, value)
-    else
-      local values = {{}}
-      for i = 1, math.min(units, {PUSHED_AT_ONCE}) do values[i] = value end
-      for left = units, 1, -{PUSHED_AT_ONCE} do
-        length = call('LPUSH', key, unpack(values, 1, math.min(left, {PUSHED_AT_ONCE})))
-      end
-    end
+    length = push('LPUSH', key, value, units)
     local step = math.max(1, math.floor(window / 8000))
     local due = math.ceil((stamp + window) / (1000 * step))
     if not head or due > math.ceil((head + window) / (1000 * step)) then
@@ -103,11 +108,20 @@ local function count(key, head, now, stamp, sign, units, window, limit)
         behind, pivot = middle, found
       end
     end
-    for _ = 1, units do
-      if pivot then
-        length = call('LINSERT', key, 'BEFORE', pivot, value)
-      else
-        length = call('RPUSH', key, value)
+    if not pivot then
+      length = push('RPUSH', key, value, units)
+    elseif units <= {INSERTED_ONE_BY_ONE} then
+      for _ = 1, units do length = call('LINSERT', key, 'BEFORE', pivot, value) end
+    else
+      local lifted = call('LRANGE', key, 0, ahead)
+      call('LTRIM', key, behind, -1)
+      length = push('LPUSH', key, value, units)
+      for last = behind, 1, -{PUSHED_AT_ONCE} do
+        local values = {{}}
+        for i = last, math.max(1, last - {PUSHED_AT_ONCE} + 1), -1 do
+          values[#values + 1] = lifted[i]
+        end
+        length = call('LPUSH', key, unpack(values))
       end
     end
   end

@@ -11,7 +11,7 @@ script         ARGV                      read by                what it does
 `TELL`         ``of(cost)``              `decision`             the same, and tells how things are
 `LOOK`         ``of(cost)``              `decision`             tells, counts nothing
 `BATCH`        ``of(cost)``              `waits_us`             TAKE of many keys, one by one
-`TAKE_SOME`    ``of(n)``                 `some`                 n times TAKE of 1, in one
+`TAKE_SOME`    ``some(n)``               `some`                 n times TAKE of 1, in one
 `GRANT`        ``lent(n, ttl_us)``       `grant`                lends up to n units
 `RETURN`       ``returned(n, stamp)``    an int: how many       takes back what was not used
 `RESET`        ``of(0)``                 an int: 1 if any       forgets
@@ -107,23 +107,39 @@ class Arguments:
     def of(self, cost: int) -> list[bytes]:
         """Return ARGV for a cost: it, and of each quota the window, the limit and limit - cost.
 
-        For TAKE_SOME, so many requests of one unit each: there may be more than fit.
-
         Raises:
-            ValueError: `cost` is below 0.
+            ValueError: `cost` is below 0, or above a limit, so that it could never fit.
         """
         kept = self._kept.get(cost)
         if kept is None:
-            if cost < 0:
-                raise ValueError(f"cost must be >= 0, got {shown(cost)}")
-            kept = [b"%d" % cost]
-            for window, limit in self._quotas:
-                # Beyond the limit only TAKE_SOME goes, which does not ask for this index.
-                index = max(limit - cost, 0) if cost else _NEVER
-                kept += (b"%d" % window, b"%d" % limit, b"%d" % index)
+            if not 0 <= cost <= self._least:
+                raise ValueError(
+                    f"cost must be from 0 to the smallest limit, {self._least}, got {shown(cost)}"
+                )
+            kept = self._made(cost)
             if len(self._kept) < _MOST_KEPT:
                 self._kept[cost] = kept
         return kept
+
+    def some(self, number: int) -> list[bytes]:
+        """Return ARGV of TAKE_SOME, for so many requests of one unit each.
+
+        There may be more of them than fit into a limit.
+
+        Raises:
+            ValueError: `number` is below 1.
+        """
+        if number < 1:
+            raise ValueError(f"the number of requests must be >= 1, got {shown(number)}")
+        return self._kept.get(number) or self._made(number)
+
+    def _made(self, units: int) -> list[bytes]:
+        made = [b"%d" % units]
+        for window, limit in self._quotas:
+            # A limit below is met in TAKE_SOME alone, which finds its indices by itself.
+            index = max(limit - units, 0) if units else _NEVER
+            made += (b"%d" % window, b"%d" % limit, b"%d" % index)
+        return made
 
     def lent(self, units: int, ttl_us: int) -> list[bytes]:
         """Return ARGV of GRANT: for up to `units`, to be used up within `ttl_us` microseconds.
@@ -138,7 +154,7 @@ class Arguments:
             )
         if units < 1 or ttl_us < 1:
             raise ValueError(f"a lease needs units and time, got {units} for {ttl_us} us")
-        return [*self.of(units), b"%d" % ttl_us]
+        return [*self.some(units), b"%d" % ttl_us]
 
     def returned(self, units: int, stamp: int) -> list[bytes]:
         """Return ARGV of RETURN: `units` of the lease that has this `Grant.stamp`.
