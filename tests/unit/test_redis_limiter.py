@@ -15,6 +15,7 @@ import weakref
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -680,6 +681,28 @@ def test_a_share_is_never_more_than_the_limit(make: Make, store: Store) -> None:
     one, many = make("3/second"), make("3/second", nodes=100)
     assert [one.allow("k") for _ in range(4)] == [True, True, True, False]
     assert [many.allow("k") for _ in range(2)] == [True, False]
+
+
+def test_a_shared_share(make: Make, store: Store, folder: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("shared tables are for Linux")
+    limiters = [make("10/minute; 100/hour", nodes=4, shared="outage") for _ in range(2)]
+    store.down = REFUSED
+    assert [limiters[i % 2].allow("k") for i in range(4)] == [True, True, True, False]
+    assert limiters[1].check("k").degraded
+    assert [limiter.stats().denied for limiter in limiters] == [0, 2]
+    changed = make("20/minute; 100/hour", nodes=4, shared="outage")  # a deployment
+    assert [changed.allow("k") for _ in range(3)] == [True, True, False]
+    for limiter in limiters:
+        limiter.close()
+
+
+def test_what_is_wrong_with_a_shared_table_is_told_at_once(make: Make, folder: Path) -> None:
+    with pytest.raises(TypeError, match="shared goes with on_error='local'"):
+        make("10/minute", on_error="deny", shared="outage")
+    (folder / "outage").write_bytes(b"no table")
+    with pytest.raises((NanolimitError, TypeError)):
+        make("10/minute", shared="outage")
 
 
 def test_a_cost_above_the_share_is_denied(make: Make, store: Store, heard: list[Any]) -> None:

@@ -12,10 +12,11 @@ from nanolimit import telemetry
 from nanolimit.clock import NS_PER_SECOND
 from nanolimit.line import checked_timeout
 from nanolimit.redis.aiowire import AsyncWire
-from nanolimit.redis.dialog import Dialog, as_buffer
+from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
 from nanolimit.redis.limiter import LEAST_PAUSE_S
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
     from datetime import timedelta
     from types import TracebackType
@@ -73,7 +74,9 @@ class AsyncRedisRateLimiter(Dialog):
         timeout: float | timedelta = 0.1,
         deny_cache: bool = True,
         nodes: int = 1,
+        shared: str | os.PathLike[str] | None = None,
     ) -> None:
+        wire = AsyncWire(client_or_url, checked_timeout_s(timeout))
         super().__init__(
             quota,
             per,
@@ -83,8 +86,9 @@ class AsyncRedisRateLimiter(Dialog):
             timeout=timeout,
             deny_cache=deny_cache,
             nodes=nodes,
+            shared=shared,
         )
-        self._wire = AsyncWire(client_or_url, self._timeout_s)
+        self._wire = wire
         self._loop = None
         self._begin_waiting()
 

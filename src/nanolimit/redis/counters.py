@@ -43,6 +43,13 @@ class Counters:
         "unknown",
     )  # fmt: skip
 
+    allowed: int
+    denied: int
+    denied_locally: int
+    degraded: int
+    failures: int
+    unknown: int
+
     def __init__(self) -> None:
         # Reentrant, like every lock of the face: a signal handler may ask the limiter as well.
         self._lock = threading.RLock()

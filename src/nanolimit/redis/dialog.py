@@ -32,6 +32,7 @@ from nanolimit.redis.name import Names
 from nanolimit.redis.policy import Policy, checked_on_error
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
     from datetime import timedelta
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 #: What is sent: one script with its keys and arguments; or several, of which each has its answer.
 Request = tuple[Any, list[bytes], list[Any]]
 
-__all__ = ["Dialog", "Request"]
+__all__ = ["Dialog", "Request", "as_buffer", "checked_timeout_s"]
 
 # Failures in a row after which the store is left alone, and for how many seconds.
 FAILURES = 3
@@ -78,17 +79,18 @@ class Dialog:
         timeout: float | timedelta,
         deny_cache: bool,
         nodes: int,
+        shared: str | os.PathLike[str] | None,
     ) -> None:
         self._quotas = quotas = checked_quotas(quota, per)
         self._arguments = script.Arguments(quotas)
         self._names = Names(_checked_prefix(prefix), _given_name(name), quotas)
         self._name = _checked_name(name)
         on_error = checked_on_error(on_error)
-        self._timeout_s = _checked_timeout_s(timeout)
+        self._timeout_s = checked_timeout_s(timeout)
         if not isinstance(deny_cache, bool):
             raise TypeError(f"deny_cache must be a bool, not {type(deny_cache).__name__}")
         self._breaker = Breaker(FAILURES, PAUSE_S, max(PAUSE_S, 2 * self._timeout_s))
-        self._policy = Policy(on_error, quotas, _checked_nodes(nodes), self._name, PAUSE_S)
+        self._policy = Policy(on_error, quotas, _checked_nodes(nodes), self._name, PAUSE_S, shared)
         self._denials = Denials() if deny_cache else None
         self._counters = Counters()
         # A limiter of the core that never counts. It knows what is a key, and which keys are the
@@ -539,7 +541,7 @@ def _checked_prefix(prefix: object) -> str:
     return prefix
 
 
-def _checked_timeout_s(timeout: object) -> float:
+def checked_timeout_s(timeout: object) -> float:
     timeout_ns = nanoseconds("timeout", timeout)
     if not 0 < timeout_ns <= MAX_TIMEOUT_S * NS_PER_SECOND:
         raise ValueError(

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from nanolimit import telemetry
 from nanolimit.clock import NS_PER_SECOND
 from nanolimit.line import checked_timeout
-from nanolimit.redis.dialog import Dialog, as_buffer
+from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
 from nanolimit.redis.wire import Wire
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
     from datetime import timedelta
     from types import TracebackType
@@ -71,15 +72,19 @@ class RedisRateLimiter(Dialog):
         deny_cache: Whether a denial is repeated without asking, until the time that the store
             named, and for a second at most.
         nodes: How many processes share the limit: with ``on_error="local"`` each enforces
-            ``ceil(limit / nodes)``. With 1, the whole limit.
+            ``ceil(limit / nodes)``. With 1, the whole limit. With `shared`, how many machines.
+        shared: A shared table, by its name or path as of `RateLimiter`, in which all processes of
+            this machine count together while ``on_error="local"`` decides. Its name is for this
+            limiter alone. When left out, each counts for itself.
 
     Raises:
         TypeError: An argument is of the wrong type: an asyncio client is for
             `AsyncRedisRateLimiter`.
         ValueError: An argument is out of range or is not understood.
         ImportError: A URL was given and neither redis-py nor valkey-py is installed.
+        SharedTableError: The table of `shared` can't be used.
 
-    Making one does no I/O. Thread-safe. After a fork the child makes connections of its own. It
+    Making one asks no server. Thread-safe. After a fork the child makes connections of its own. It
     can't be pickled: make one in each process.
     """
 
@@ -97,7 +102,9 @@ class RedisRateLimiter(Dialog):
         timeout: float | timedelta = 0.1,
         deny_cache: bool = True,
         nodes: int = 1,
+        shared: str | os.PathLike[str] | None = None,
     ) -> None:
+        wire = Wire(client_or_url, checked_timeout_s(timeout))
         super().__init__(
             quota,
             per,
@@ -107,8 +114,9 @@ class RedisRateLimiter(Dialog):
             timeout=timeout,
             deny_cache=deny_cache,
             nodes=nodes,
+            shared=shared,
         )
-        self._wire = Wire(client_or_url, self._timeout_s)
+        self._wire = wire
         self._begin_waiting()
 
     def allow(self, key: Key, cost: int = 1) -> bool:

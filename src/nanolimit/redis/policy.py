@@ -1,12 +1,15 @@
 """Policy: what a request is told when the store can't be asked.
 
-``"local"`` decides by a limiter of this process, which has a share of the limit: what it counts is
-never sent to the store later. It is made when it is first needed, and so it begins empty.
+``"local"`` decides by a limiter of this process, or of this machine, that has a share of the limit:
+what it counts is never sent to the store later. That of a process is made when it is first needed;
+a shared one at once, so that what is wrong with its table is told to who makes it, and not in the
+middle of an outage.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -69,7 +72,13 @@ class Policy:
     """Seconds after which it is worth to ask again."""
 
     def __init__(
-        self, on_error: str, quotas: tuple[Quota, ...], nodes: int, name: str, pause_s: float
+        self,
+        on_error: str,
+        quotas: tuple[Quota, ...],
+        nodes: int,
+        name: str,
+        pause_s: float,
+        shared: str | os.PathLike[str] | None = None,
     ) -> None:
         self.on_error = on_error
         self.pause_s = pause_s
@@ -79,6 +88,13 @@ class Policy:
         # The largest cost that a share can ever hold.
         self._most = min(quota.limit for quota in self._shares)
         self._local: RateLimiter | None = None
+        if shared is not None:
+            if on_error != "local":
+                raise TypeError(
+                    f"shared goes with on_error='local', which counts in it, not {on_error!r}"
+                )
+            # A deployment with another limit or `nodes` goes on with the table.
+            self._local = RateLimiter(self._shares, name=name, shared=shared, on_mismatch="replace")
         # Reentrant, like every lock of the face.
         self._making = threading.RLock()
         renew_after_fork(self)
