@@ -344,6 +344,25 @@ class RedisCluster:
         name = self.id_of(target)
         for node in (target, source, *self.nodes):
             node.ask("CLUSTER", "SETSLOT", slot, "NODE", name)
+        # Who moves it on before all have heard of the new epoch gets two nodes that both claim it.
+        deadline = time.monotonic() + START_S
+        while not self._agree_on(slot, target, name):
+            assert time.monotonic() < deadline, f"the nodes do not agree on slot {slot}"
+            time.sleep(POLL_S)
+
+    def _agree_on(self, slot: int, target: RedisServer, name: bytes) -> bool:
+        epoch = target.ask("CLUSTER", "INFO").partition(b"cluster_my_epoch:")[2].split()[0]
+        for node in self.nodes:
+            rows = [row.split() for row in node.ask("CLUSTER", "NODES").splitlines()]
+            if not any(row[0] == name and row[6] == epoch for row in rows):
+                return False
+            owner = next(
+                (each[1] for first, last, each, *_ in node.ask("CLUSTER", "SLOTS")
+                 if first <= slot <= last), None,
+            )  # fmt: skip
+            if owner != target.port:
+                return False
+        return True
 
     def move_slot(self, slot: int, target: RedisServer) -> None:
         """Move a slot with its keys, as redis-cli does it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,7 @@ def test_a_unix_socket(server: RedisServer) -> None:
             assert server.unix_path in repr(wire)
 
 
+@pytest.mark.filterwarnings("ignore:Call to '__init__' function:DeprecationWarning")
 def test_tls_options_survive(tmp_path: Path, require_tool: Any) -> None:
     import subprocess
 
@@ -220,6 +222,17 @@ def test_tls_options_survive(tmp_path: Path, require_tool: Any) -> None:
             assert wire.run(COUNT, [b"k"], [1]) == 9
         with Wire(f"rediss://localhost:{port}?ssl_ca_certs={certificate}", PATIENT_S) as wire:
             assert wire.run(COUNT, [b"k"], [1]) == 10
+        # Nothing is said before the first call, so that TLS's own tickets come before it.
+        silent = {"lib_name": None, "lib_version": None, "ssl_ca_certs": str(certificate)}
+        pool = redis.ConnectionPool(
+            connection_class=redis.SSLConnection, host="localhost", port=port, **silent
+        )
+        with Wire(redis.Redis(connection_pool=pool), 5.0) as wire:
+            wire._pool.give(wire._pool.take(time.monotonic() + PATIENT_S))
+            time.sleep(0.1)
+            accepted = int(server.info("stats")["total_connections_received"])
+            assert wire.run(COUNT, [b"k"], [0]) == 10
+            assert int(server.info("stats")["total_connections_received"]) == accepted + 1  # INFO
         with Wire(f"rediss://localhost:{port}", PATIENT_S) as wire:
             with pytest.raises(Unavailable, match=r"(?i)certificate"):
                 wire.run(COUNT, [b"k"], [1])

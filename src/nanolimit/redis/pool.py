@@ -48,8 +48,6 @@ class Pool:
         # here, and a line that was lost so must not take up a place for ever.
         self._lines: weakref.WeakSet[Line] = weakref.WeakSet()
         self._connecting = 0
-        self._failures = 0
-        self._reason = ""  # of the last of them
         self._waiting = 0
 
     def __len__(self) -> int:
@@ -114,7 +112,6 @@ class Pool:
         """Wait for a line that is made for this call or handed back by another."""
         with self._change:
             own: _Attempt | None = None
-            failures = self._failures
             self._waiting += 1
             try:
                 while not self._free:
@@ -122,18 +119,20 @@ class Pool:
                         raise Unavailable(f"the connection to {self.name} was closed")
                     if own is not None and own.fault is not None:
                         raise own.fault
-                    # Another's failure is everybody's, if nothing is lent that could come back.
-                    if self._failures != failures and not self._lines:
-                        raise Unavailable(self._reason)
                     if (own is None or own.done) and self._may_connect():
                         own = self._attempt()
                     left_s = deadline - time.monotonic()
                     if left_s <= 0:
                         raise Unavailable(self._why_none())
                     self._change.wait(left_s)
+                if time.monotonic() >= deadline:
+                    # Too late to send anything: the next one may have it.
+                    self._change.notify()
+                    raise Unavailable(f"no connection to {self.name} in time")
                 return self._free.pop()
             finally:
                 self._waiting -= 1
+                own = None  # its fault's traceback holds this frame
 
     def _may_connect(self) -> bool:
         # One for each that waits: those whose callers have left serve the next ones.
@@ -164,8 +163,6 @@ class Pool:
         except Exception as error:
             with self._change:
                 attempt.fault = fault_of_connecting(error, self.name)
-                self._reason = attempt.fault.reason
-                self._failures += 1
                 self._connecting -= 1
                 self._change.notify_all()
             return
