@@ -191,6 +191,7 @@ def test_limiters_share_a_log_if_name_and_window_are_the_same(one: Any, other: A
         (2**128, b"nl:{x:0x100000000000000000000000000000000}:api:60000000"),
         ("x" * 254, b"nl:{s:" + b"x" * 254 + b"}:api:60000000"),
         # printf s:xx... | b2sum -l 192
+        ("{" * 100, b"nl:{h:57c679827c9ef15204f697a71ed85dbde53ff4b319afeef9}:api:60000000"),
         ("x" * 255, b"nl:{h:3f8820ca001894b80a0d613288fc90dffecfb8409ceace0b}:api:60000000"),
     ],
 )

@@ -144,6 +144,9 @@ class Arguments:
     def lent(self, units: int, ttl_us: int) -> list[bytes]:
         """Return ARGV of GRANT: for up to `units`, to be used up within `ttl_us` microseconds.
 
+        While they are lent, what others count for the key is put behind them in the list. That
+        takes Redis about 10 us longer behind 10 units, 50 us behind a thousand.
+
         Raises:
             ValueError: There is nothing to lend, or no time; or a limit is below 20.
         """
@@ -181,7 +184,11 @@ class Some(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """A lease: units that are counted already and may be used until it ends."""
+    """A lease: units that are counted already and may be used until it ends.
+
+    They count for a window from its end on. So with K units lent at a time, for `ttl` each, no
+    more than K * ttl / window of a limit are lost, and what was neither used nor returned.
+    """
 
     units: int
     """How many there are; 0: none was free."""
