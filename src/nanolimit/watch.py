@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nanolimit import _core
 from nanolimit.errors import LimiterClosedError, NanolimitError, SharedTableError
-from nanolimit.header import check_time_namespace, checked_config, read_header
+from nanolimit.header import REPLACED, check_time_namespace, checked_config, read_header
 from nanolimit.place import (
     Place,
     check_kind,
@@ -47,14 +47,19 @@ class _View(NamedTuple):
     path: str
     device: int
     inode: int
+    bytes: int
 
     def is_stale(self) -> bool:
-        """Say whether the file has no name any more, or another one has taken it."""
+        """Say whether the file has no name any more, another one has taken it, or it was cut.
+
+        To read what was cut off would be the end of this process (SIGBUS).
+        """
         try:
             status = os.lstat(self.path)
         except OSError:
             return True
-        return self.reader.replaced or (status.st_dev, status.st_ino) != (self.device, self.inode)
+        found = (status.st_dev, status.st_ino, status.st_size)
+        return found != (self.device, self.inode, self.bytes) or self.reader.replaced
 
 
 def _opened_all(shared: str | os.PathLike[str]) -> tuple[_View, ...]:
@@ -82,6 +87,11 @@ def _opened(place: Place, number: int) -> _View:
         header = read_header(place, handle, status)
         config = checked_config(place, header, status)
         check_time_namespace(place, header)
+        if header["state"] == REPLACED:
+            raise SharedTableError(
+                f"table {place.path!r} was replaced by another that is not there: the next "
+                f"limiter makes it anew"
+            )
         if config.number != number:
             raise SharedTableError(
                 f"table {place.path!r} is a part of another limiter's: it holds its quota number "
@@ -102,6 +112,7 @@ def _opened(place: Place, number: int) -> _View:
             place.path,
             status.st_dev,
             status.st_ino,
+            status.st_size,
         )
 
 
