@@ -802,6 +802,29 @@ def test_while_the_breaker_is_open_nobody_is_asked(
     ]
 
 
+def test_what_is_told_of_an_outage(make: Make, store: Store) -> None:
+    told: list[tuple[str, dict[str, object]]] = []
+    telemetry.attach(
+        "outages",
+        ["degraded", "recovered"],
+        lambda event, measurements, metadata: told.append((event, metadata)),
+        limiter="api",
+    )
+    try:
+        for name in ("api", "other"):
+            limiter = make("1000/second", name=name, on_error="deny")
+            store.down = REFUSED
+            for _ in range(dialog_module.FAILURES):
+                limiter.allow("k")
+            store.down = None
+            store.now_s += dialog_module.PAUSE_S
+            assert limiter.allow("k")
+    finally:
+        telemetry.detach("outages")
+    head = {"limiter": "api", "key": None, "reason": "connection refused"}
+    assert told == [("degraded", {**head, "on_error": "deny"}), ("recovered", head)]
+
+
 def test_one_failure_does_not_open_the_breaker(make: Make, store: Store, heard: list[Any]) -> None:
     limiter = make("1000/second")
     for _ in range(10):

@@ -451,13 +451,15 @@ class Dialog:
                 return
             self._degraded_since_s = now_s
         if "degraded" in telemetry._routes:
-            telemetry.emit("degraded", 1, self._name, None)
+            more: dict[str, object] = {"reason": fault.reason, "on_error": self._policy.on_error}
+            telemetry.emit("degraded", 1, self._name, None, more)
 
     def _recovered(self) -> None:
         with self._changing:
             since_s, self._degraded_since_s = self._degraded_since_s, None
         if since_s is not None and "recovered" in telemetry._routes:
-            telemetry.emit("recovered", monotonic() - since_s, self._name, None)
+            more: dict[str, object] = {"reason": self._last_reason}
+            telemetry.emit("recovered", monotonic() - since_s, self._name, None, more)
 
     # -- what is told of a decision
 
