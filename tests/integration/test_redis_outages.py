@@ -10,6 +10,7 @@ import textwrap
 import time
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -188,6 +189,25 @@ def test_four_processes_on_one_key(server: RedisServer) -> None:
     # And nobody was denied who would have fitted: the windows follow one another.
     assert len(record) >= 50 * ((record[-1] - record[0]) // 550_000)
     assert all(each.denied for each in told)
+
+
+def test_threads_that_wait_for_one_key(server: RedisServer) -> None:
+    quota = Quota(20, per=0.3)
+    with (
+        RedisRateLimiter([quota, RECORD], server.url, timeout=2) as one,
+        RedisRateLimiter([quota, RECORD], server.url, timeout=2) as two,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        asked = server.calls("evalsha")
+        granted = list(pool.map(lambda i: (one, two)[i % 2].acquire("hot", timeout=30), range(80)))
+        asked = server.calls("evalsha") - asked
+        assert granted == [True] * 80
+        record = stamps(server, b"nl:{s:hot}:10000000/3600000000")
+    assert len(record) == 80
+    assert most_in_a_window(record, 300_000) == 20
+    assert record[-1] - record[0] < 10_000_000
+    # Nobody polls: of each limiter one asks, once for each unit, and when it is told to come again.
+    assert asked < 80 + 80
 
 
 # --- faults

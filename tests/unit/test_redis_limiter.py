@@ -442,7 +442,7 @@ def test_without_the_cache_the_store_is_always_asked(make: Make, store: Store) -
 def test_the_cache_is_bounded() -> None:
     denials = Denials(max_keys=10)
     for number in range(100):
-        denials.put(number.to_bytes(16, "big"), 1, 0.0, 0.5, 0)
+        denials.put(number.to_bytes(16, "big"), 1, 0.0, 0.5, denials.epoch)
         assert len(denials) <= 10
     assert denials.get((99).to_bytes(16, "big"), 1, 0.1) is not None
     assert denials.get((0).to_bytes(16, "big"), 1, 0.1) is None
@@ -450,22 +450,23 @@ def test_the_cache_is_bounded() -> None:
 
 def test_a_denial_of_less_is_not_replaced_by_one_of_more() -> None:
     denials = Denials()
-    denials.put(b"k", 1, 0.0, 0.5, 0)
-    denials.put(b"k", 3, 0.0, 0.4, 0)
+    denials.put(b"k", 1, 0.0, 0.5, denials.epoch)
+    denials.put(b"k", 3, 0.0, 0.4, denials.epoch)
     assert denials.get(b"k", 1, 0.45) is not None
-    denials.put(b"k", 3, 0.0, 0.9, 0)  # this one says more of 3, and nothing of 1
+    denials.put(b"k", 3, 0.0, 0.9, denials.epoch)  # this one says more of 3, and nothing of 1
     assert denials.get(b"k", 1, 0.45) is None
     assert denials.get(b"k", 3, 0.8) is not None
-    denials.put(b"k", 1, 0.1, 0.3, 0)  # and this one of 1
+    denials.put(b"k", 1, 0.1, 0.3, denials.epoch)  # and this one of 1
     assert denials.get(b"k", 1, 0.3) is not None
 
 
 def test_a_forgotten_denial_is_forgotten() -> None:
     denials = Denials()
-    denials.put(b"k", 1, 0.0, 0.5, 0)
+    before = denials.epoch
+    denials.put(b"k", 1, 0.0, 0.5, before)
     denials.forget(b"k")
     assert denials.get(b"k", 1, 0.1) is None
-    denials.put(b"k", 1, 0.0, 0.5, 0)  # asked for before
+    denials.put(b"k", 1, 0.0, 0.5, before)  # asked for before
     assert denials.get(b"k", 1, 0.1) is None
     denials.put(b"k", 1, 0.0, 0.5, denials.epoch)
     assert denials.get(b"k", 1, 0.1) is not None

@@ -49,14 +49,14 @@ class Denials:
 
     __slots__ = ("_cap_s", "_kept", "_max_keys", "epoch")
 
-    epoch: int
-    """How often something was forgotten. A denial that was asked for before is not kept."""
+    epoch: object
+    """Another one each time that something was forgotten. What was asked before is not kept."""
 
     def __init__(self, cap_s: float = CAP_S, max_keys: int = MAX_KEYS) -> None:
         self._cap_s = cap_s
         self._max_keys = max_keys
         self._kept: dict[bytes, Denial] = {}
-        self.epoch = 0
+        self.epoch = object()
 
     def get(self, place: bytes, cost: int, now_s: float) -> Denial | None:
         """Return the denial that holds for this cost now, or None: the store must be asked."""
@@ -71,7 +71,7 @@ class Denials:
         cost: int,
         sent_s: float,
         retry_s: float,
-        epoch: int,
+        epoch: object,
         decision: Decision | None = None,
         told_s: float = 0.0,
     ) -> None:
@@ -86,7 +86,7 @@ class Denials:
             decision: The whole answer, if there is one.
             told_s: When that came.
         """
-        if epoch != self.epoch:
+        if epoch is not self.epoch:
             return
         kept = self._kept
         denial = Denial(sent_s + min(retry_s, self._cap_s), cost, decision, told_s)
@@ -103,17 +103,17 @@ class Denials:
             except (StopIteration, RuntimeError):  # other threads were at it
                 pass
         kept[place] = denial
-        if epoch != self.epoch:  # forgotten meanwhile
+        if epoch is not self.epoch:  # forgotten meanwhile
             kept.pop(place, None)
 
     def forget(self, place: bytes) -> None:
         """Forget the key's denial, and those that are on their way here."""
-        self.epoch += 1
+        self.epoch = object()
         self._kept.pop(place, None)
 
     def clear(self) -> None:
         """Forget all."""
-        self.epoch += 1
+        self.epoch = object()
         self._kept.clear()
 
     def __len__(self) -> int:

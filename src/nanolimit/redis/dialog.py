@@ -214,7 +214,7 @@ class Dialog:
     def _allowing(self, key: Key, place: bytes, units: int) -> Generator[Request, Any, bool]:
         """Of `allow`, past the cache."""
         denials = self._denials
-        epoch = 0 if denials is None else denials.epoch
+        epoch = None if denials is None else denials.epoch
         request = self._take(key, units)
         sent_s = monotonic()
         try:
@@ -234,7 +234,7 @@ class Dialog:
     def _checking(self, key: Key, place: bytes, units: int) -> Generator[Request, Any, Decision]:
         """Of `check`, with a cost."""
         denials = self._denials
-        epoch = 0
+        epoch: object = None
         sent_s = monotonic()
         if denials is not None:
             epoch = denials.epoch
@@ -288,7 +288,7 @@ class Dialog:
         A request that waits is not a denied one: nobody is told of it.
         """
         denials = self._denials
-        epoch = 0
+        epoch: object = None
         sent_s = monotonic()
         if denials is not None:
             epoch = denials.epoch
@@ -325,7 +325,7 @@ class Dialog:
         answers = [True] * len(keys)
         places = [self._place(key) for key in keys]
         denials = self._denials
-        epoch = 0
+        epoch: object = None
         left: Sequence[int] = range(len(keys))
         if denials is not None:
             epoch = denials.epoch
