@@ -252,10 +252,16 @@ class RedisServer:
         text = self.ask("INFO", section).decode("utf-8", "replace")
         return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
 
-    def calls(self, command: str) -> int:
-        """How often it ran a command since it started, such as "evalsha"."""
-        row = self.info("commandstats").get(f"cmdstat_{command.lower()}", "calls=0")
-        return int(row.partition("calls=")[2].partition(",")[0])
+    def calls(self, command: str, kind: str = "calls") -> int:
+        """How often it ran a command since it started, such as "evalsha".
+
+        Args:
+            command: In lower case; a part of one as in "cluster|slots".
+            kind: Else "failed_calls", or "rejected_calls", of which a cluster's redirections are.
+        """
+        row = self.info("commandstats").get(f"cmdstat_{command}", "")
+        pairs = dict(pair.split("=", 1) for pair in row.split(",") if pair)
+        return int(pairs.get(kind, 0))
 
     def clients(self) -> list[dict[str, str]]:
         """Who is connected, the one that asks left out."""

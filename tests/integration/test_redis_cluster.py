@@ -23,6 +23,8 @@ from nanolimit.redis.wire import Wire  # noqa: E402
 from redis_server import RedisCluster, RedisServer  # noqa: E402
 
 PATIENT_S = 20.0
+# What a busy machine of two cores may add, in a test that looks at the clock.
+SLACK_S = 1.5
 Make = Callable[..., Any]
 
 
@@ -125,11 +127,11 @@ def test_a_slot_that_has_moved_costs_one_more_trip_once(cluster: RedisCluster, m
     wire.run(COUNT, [key], [1])
     source = cluster.node_of(slot_of(key))
     cluster.move_slot(slot_of(key), other_than(cluster, source))
-    before = source.calls("evalsha") + source.calls("eval")
+    ran, rejected = source.calls("evalsha"), source.calls("evalsha", "rejected_calls")
     assert [wire.run(COUNT, [key], [1]) for _ in range(3)] == [2, 3, 4]
-    rejected = source.info("commandstats")["cmdstat_evalsha"]
-    assert "rejected_calls=" in rejected
-    assert source.calls("evalsha") + source.calls("eval") == before  # it was told MOVED only
+    assert wire.run_many([(COUNT, [key], [1])] * 3) == [5, 6, 7]
+    assert source.calls("evalsha") == ran
+    assert source.calls("evalsha", "rejected_calls") == rejected + 1
 
 
 def test_a_slot_on_the_move_is_asked_for_at_both_ends(cluster: RedisCluster, make: Make) -> None:
@@ -201,7 +203,7 @@ def test_one_node_that_is_stopped_or_gone_takes_only_its_own_keys_along(make: Ma
         with own.nodes[1].paused():
             start = time.monotonic()
             found = wire.run_many(calls)
-            assert time.monotonic() - start < 1.5
+            assert time.monotonic() - start < 1.0 + SLACK_S
         lost = [isinstance(each, Unavailable) for each in found]
         assert lost == [False, False, True, True, False, False]
         assert all(each.outcome_unknown for each in found[2:4])
@@ -222,7 +224,7 @@ def test_a_map_is_found_while_the_first_seed_is_silent(cluster: RedisCluster, ma
     with cluster.nodes[0].paused():
         start = time.monotonic()
         assert wire.run(COUNT, [key], [1]) == 1
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 1.0 + SLACK_S
 
 
 def test_slots_that_nobody_serves(make: Make) -> None:

@@ -25,7 +25,7 @@ from tcp_proxy import TcpProxy
 PATIENT_S = 20.0
 TIMEOUT_S = 0.2
 # What a busy machine of two cores may add, in a test that looks at the clock.
-SLACK_S = 0.5
+SLACK_S = 1.5
 
 AnyWire = Wire | Blocking
 Make = Callable[..., Any]
@@ -168,7 +168,7 @@ def test_a_reply_that_drips(server: RedisServer, proxy: TcpProxy, make: Make) ->
     proxy.drip(TIMEOUT_S / 2)
     with pytest.raises(Unavailable) as caught:
         start = time.monotonic()
-        wire.run(Lua("return redis.call('INCRBY', KEYS[1], ARGV[1]) + 10000000000"), [b"k"], [1])
+        wire.run(Lua("return ARGV[1]"), [], ["x" * 100])
     assert time.monotonic() - start < TIMEOUT_S + SLACK_S
     assert caught.value.outcome_unknown
 

@@ -286,9 +286,12 @@ def test_a_child_never_speaks_on_its_parents_connection(server: RedisServer) -> 
     wrong: list[object] = []
 
     def load() -> None:
-        while not stop.is_set():
-            if (got := wire.run(echo, [b"k"], [b"parent"])) != b"parent":
-                wrong.append(got)
+        try:
+            while not stop.is_set():
+                if (got := wire.run(echo, [b"k"], [b"parent"])) != b"parent":
+                    wrong.append(got)
+        except Unavailable as fault:
+            wrong.append(fault)
 
     def child() -> bytes:
         assert not wire._pool._lines
@@ -315,3 +318,15 @@ def test_a_child_never_speaks_on_its_parents_connection(server: RedisServer) -> 
     parents = {b"%d" % line._socket.getsockname()[1] for line in wire._pool._lines}
     assert not parents & set(ports)
     wire.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_childs_end_leaves_its_parents_connection_open(server: RedisServer) -> None:
+    with Wire(server.url, PATIENT_S) as wire:
+        wire.run(EMPTY, [])
+        (own,) = server.clients()
+        for _ in range(3):
+            assert in_child(lambda: b"%d" % wire.run(EMPTY, [])) == b"0"
+            assert in_child(lambda: b"nothing") == b"nothing"
+        wire.run(EMPTY, [])
+        assert own["id"] in [each["id"] for each in server.clients()]
