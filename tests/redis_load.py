@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -112,3 +113,37 @@ def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
     while not holds():
         assert time.monotonic() < over_s, "it never came about"
         time.sleep(0.02)
+
+
+def crowd(url: str, seed: int, number: int) -> int:
+    """Ask at random, by all verbs, with a journal kept in the server: a process of its own.
+
+    Returns:
+        How many units it was told that were counted.
+    """
+    import redis_journal
+
+    rng = random.Random(seed)
+    quotas = [Quota(5, per=0.05), Quota(40, per=1.0)]
+    units = 0
+    with RedisRateLimiter(quotas, url, timeout=20, on_error="raise") as limiter:
+        run = limiter._wire.run
+        limiter._wire.run = lambda script, keys, args=(): run(  # type: ignore[method-assign]
+            redis_journal.journaled(script), keys, args
+        )
+        for _ in range(number):
+            key, cost = rng.randrange(4), rng.choice((1, 1, 1, 2, 5))
+            verb = rng.random()
+            if verb < 0.5:
+                units += cost * limiter.allow(key, cost)
+            elif verb < 0.7:
+                units += cost * limiter.check(key, cost).allowed
+            elif verb < 0.8:
+                limiter.peek(key, cost)
+            elif verb < 0.9:
+                units += cost * sum(limiter.allow_many([key, 1, key, "other"], cost))
+            elif verb < 0.98:
+                units += cost * limiter.acquire(key, cost, timeout=0)
+            else:
+                limiter.reset(key)
+    return units

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import subprocess
 import sys
@@ -20,9 +21,10 @@ pytest.importorskip("redis")
 import redis
 import redis.asyncio
 
+import redis_journal
 from nanolimit import Quota, telemetry
 from nanolimit.redis import AsyncRedisRateLimiter, RedisRateLimiter, StoreUnavailableError
-from redis_load import RECORD, Load, eventually, hammer, most_in_a_window, stamps
+from redis_load import RECORD, Load, crowd, eventually, hammer, most_in_a_window, stamps
 from redis_server import RedisCluster, RedisServer
 
 TIMEOUT_S = 0.2
@@ -189,6 +191,31 @@ def test_four_processes_on_one_key(server: RedisServer) -> None:
     # And nobody was denied who would have fitted: the windows follow one another.
     assert len(record) >= 50 * ((record[-1] - record[0]) // 550_000)
     assert all(each.denied for each in told)
+
+
+def test_a_crowd_against_a_model(server: RedisServer) -> None:
+    """Four processes, 5,000 times any verb: each answer is the one that a model gives."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(4) as pool:
+        told = pool.starmap(crowd, [(server.url, seed, 5_000) for seed in range(4)])
+    journal = server.ask("LRANGE", redis_journal.JOURNAL, 0, -1)
+    assert len(journal) > 1_000
+    _, mismatches = redis_journal.replay(journal)
+    assert mismatches == []
+    # And who asked was told what the server counted.
+    assert sum(told) == sum(map(counted, journal))
+
+
+def counted(entry: bytes) -> int:
+    """The units that a call counted, by its answer in the journal."""
+    name, _, _, args, said = json.loads(entry)
+    cost = int(args[0])
+    if name in ("take", "take_one"):
+        return cost * (int(said[0]) == 0)
+    if name == "batch":
+        return cost * said[0].split().count("0")
+    # No quota has a stamp that would have to leave first.
+    return cost * (not any(map(int, said[4::4]))) if name == "tell" else 0
 
 
 def test_threads_that_wait_for_one_key(server: RedisServer) -> None:
