@@ -128,9 +128,11 @@ def crowd(url: str, seed: int, number: int) -> int:
     units = 0
     with RedisRateLimiter(quotas, url, timeout=20, on_error="raise") as limiter:
         run = limiter._wire.run
-        limiter._wire.run = lambda script, keys, args=(): run(  # type: ignore[method-assign]
-            redis_journal.journaled(script), keys, args
-        )
+
+        def written_down(what: Any, keys: Any, args: Any = ()) -> Any:
+            return run(redis_journal.journaled(what), keys, args)
+
+        limiter._wire.run = written_down  # type: ignore[method-assign]
         for _ in range(number):
             key, cost = rng.randrange(4), rng.choice((1, 1, 1, 2, 5))
             verb = rng.random()

@@ -213,7 +213,7 @@ def counted(entry: bytes) -> int:
     if name in ("take", "take_one"):
         return cost * (int(said[0]) == 0)
     if name == "batch":
-        return cost * said[0].split().count("0")
+        return cost * str(said[0]).split().count("0")
     # No quota has a stamp that would have to leave first.
     return cost * (not any(map(int, said[4::4]))) if name == "tell" else 0
 
