@@ -57,6 +57,9 @@ class Store:
             each = len(rules)
             waits = [self._take(keys[i : i + each], cost, rules) for i in range(0, len(keys), each)]
             return " ".join(map(str, waits)).encode()
+        if name == "take_some":
+            waits = [self._take(keys, 1, rules) for _ in range(cost)]
+            return [waits.count(0), waits[-1]]
         if name == "reset":
             was_there = any(
                 self._live(key, window) for key, (window, _) in zip(keys, rules, strict=True)

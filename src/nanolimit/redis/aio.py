@@ -12,6 +12,7 @@ from nanolimit import telemetry
 from nanolimit.clock import NS_PER_SECOND
 from nanolimit.line import checked_timeout
 from nanolimit.redis.aiowire import AsyncWire
+from nanolimit.redis.coalesce import Coalescer
 from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
 from nanolimit.redis.limiter import LEAST_PAUSE_S
 
@@ -47,6 +48,10 @@ class AsyncRedisRateLimiter(Dialog):
     quota. Its arguments are the same, but that a client is one of asyncio: `redis.asyncio.Redis`,
     `redis.asyncio.RedisCluster`, or their valkey-py twins.
 
+    What its tasks ask within one turn of the loop goes out as one write, and what they `allow` for
+    the same key as one call; `coalesce=False` sends each call by itself. What they are told is the
+    same. Where a merged call fails, `RedisStats` counts one failure for each of its requests.
+
     It belongs to the event loop that first uses it, until that is closed. A task that is cancelled
     while the store is asked may have been counted: nothing is sent again, and nothing is taken
     back.
@@ -58,9 +63,10 @@ class AsyncRedisRateLimiter(Dialog):
         ImportError: A URL was given and neither redis-py nor valkey-py is installed.
     """
 
-    __slots__ = ("_asleep", "_lines", "_loop", "_wire")
+    __slots__ = ("_asleep", "_lines", "_loop", "_sender", "_wire")
 
     _loop: asyncio.AbstractEventLoop | None
+    _sender: Coalescer | AsyncWire
 
     def __init__(
         self,
@@ -75,7 +81,10 @@ class AsyncRedisRateLimiter(Dialog):
         deny_cache: bool = True,
         nodes: int = 1,
         shared: str | os.PathLike[str] | None = None,
+        coalesce: bool = True,
     ) -> None:
+        if not isinstance(coalesce, bool):
+            raise TypeError(f"coalesce must be a bool, not {type(coalesce).__name__}")
         wire = AsyncWire(client_or_url, checked_timeout_s(timeout))
         super().__init__(
             quota,
@@ -89,6 +98,7 @@ class AsyncRedisRateLimiter(Dialog):
             shared=shared,
         )
         self._wire = wire
+        self._sender = Coalescer(wire, self._arguments) if coalesce else wire
         self._loop = None
         self._begin_waiting()
 
@@ -198,15 +208,15 @@ class AsyncRedisRateLimiter(Dialog):
 
     async def _hold(self, dialog: Generator[Any, Any, R]) -> R:
         """Hold a dialog with the store, and return what comes of it."""
-        wire = self._wire
+        sender = self._sender
         try:
             asked = dialog.send(None)
             while True:
                 try:
                     if type(asked) is list:
-                        answer: Any = await wire.run_many(asked)
+                        answer: Any = await sender.run_many(asked)
                     else:
-                        answer = await wire.run(*asked)
+                        answer = await sender.run(*asked)
                 except BaseException as fault:
                     asked = dialog.throw(fault)
                 else:
