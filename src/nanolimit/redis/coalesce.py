@@ -176,13 +176,18 @@ class Coalescer:
             return
         try:
             replies = await self._wire.run_many([(call.what, call.keys, call) for call in calls])
-        except BaseException as fault:
+        except (Exception, asyncio.CancelledError) as fault:
+            # If somebody cancels this task, those who wait are not cancelled by that.
             lost = _Lost(fault)
             for call in calls:
                 call.lose(lost)
             if not isinstance(fault, Exception):
                 raise
             return
+        except BaseException:  # the end of the program
+            for call in calls:
+                call.drop()
+            raise
         for call, reply in zip(calls, replies, strict=True):
             if isinstance(reply, Unavailable):
                 call.lose(_Lost(reply))
@@ -269,6 +274,11 @@ class _Call(Sequence[Any]):
         """Tell those who wait that there is no reply."""
         for waiter in self.waiters:
             _settle(waiter, lost)
+
+    def drop(self) -> None:
+        """Cancel those who wait."""
+        for waiter in self.waiters:
+            waiter.cancel()
 
 
 class _Lost:
