@@ -1,9 +1,10 @@
 """Coalescing: what the tasks of an event loop ask within one turn of it goes out together.
 
-A task that asks does not send: it leaves its call and waits. With the next turn of the loop all
-calls that were left go to the wire as one, which makes one write to each server of them. No timer
-is set, so that a call that is alone waits for no more than that turn. Requests of one unit for the
-same key become one call, `TAKE_SOME`: of n it grants the first k, in the order in which they came.
+The wire writes what it is handed with the next turn of the loop, all in one. So the first request
+for a key goes to the wire at once, as if there was nothing here. Those of one unit that ask for the
+same key in the same turn leave their requests. Just before the wire writes, they are handed over as
+one call, `TAKE_SOME`: of n it grants the first k, in the order in which they came. No timer is set,
+and nobody waits for longer than he would by himself.
 
 What a task is told is what it would have been told without it.
 """
@@ -11,8 +12,10 @@ What a task is told is what it would have been told without it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import types
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanolimit.redis import script
@@ -26,23 +29,29 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_CALLS", "MOST_MERGED", "Coalescer"]
 
-#: Calls in one write; more go out with the turns that follow. The loop packs them in about 2 ms,
-#: and the server's other clients wait while it runs them.
+#: Calls in one write; more go out with the turns that follow. While the loop packs them and reads
+#: their replies, some milliseconds, it does nothing else.
 MOST_CALLS = 512
 
-#: Requests in one call: the server counts so many in about 0.2 ms.
+#: Requests in one call: the server does nothing else while it counts them, below a millisecond.
 MOST_MERGED = 1_024
+
+# Of these a cost is the whole of ARGV, beside the quotas.
+_COUNT = frozenset(
+    each.sha for each in (script.TAKE, script.TAKE_ONE, script.TAKE_SOME, script.TELL, script.BATCH)
+)
 
 
 class Coalescer:
     """Sends the calls of one limiter's tasks together, by its wire.
 
-    Calls go out in the order in which they came, and a request is merged only with those for which
-    no other call for the key came in between: to each key's log it is as if they had come singly.
+    Calls for a key go out in the order in which they came, and a request is merged only with those
+    for which no other call for the key came in between: to each key's log it is as if they had come
+    singly.
 
-    A task that is cancelled before its call goes out counts nothing. If the call has gone out, or
-    is on its way, it may have counted, also where it was merged with others: the place that it had
-    among them is lost, as a request without an answer is. Those that are left get their own.
+    A task that is cancelled before its call goes out counts nothing. If the call has gone out, it
+    has counted as far as there was room, also where it was merged with others: the place that it
+    had among them is lost, as that of a request without a reply is. Those that are left get theirs.
 
     It belongs to the event loop that uses it first, as the wire does; when that is closed, or in
     the child of a fork, what was left there is forgotten. Not thread-safe.
@@ -55,8 +64,8 @@ class Coalescer:
     """
 
     __slots__ = (
-        "__weakref__", "_arguments", "_calls", "_loop", "_most_calls", "_most_merged", "_next",
-        "_one", "_open", "_starting", "_take", "_tasks", "_wire",
+        "__weakref__", "_arguments", "_begun", "_calls", "_direct", "_is_behind", "_last", "_loop",
+        "_most_calls", "_most_merged", "_one", "_take", "_tasks", "_wire",
     )  # fmt: skip
 
     def __init__(
@@ -78,12 +87,17 @@ class Coalescer:
         renew_after_fork(self)
 
     def _begin(self) -> None:
+        # What was left, in the order in which it goes out.
         self._calls: deque[_Call] = deque()
-        # The last call for a key, by its first list, while others may join it.
-        self._open: dict[bytes, _Call] = {}
-        # Will somebody take what is left? A task that has not begun, or one that makes it.
-        self._starting = False
-        self._next: asyncio.Task[None] | None = None
+        # Of each list of a key that was asked for in this turn: the last call that was left for it,
+        # or None if the wire has all of them.
+        self._last: dict[bytes, _Call | None] = {}
+        # Will `_turn` be called?
+        self._begun = False
+        # How many calls of this turn the wire has.
+        self._direct = 0
+        # Is there more than what goes out in one turn?
+        self._is_behind = False
         # The loop itself does not keep its tasks alive.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -107,16 +121,26 @@ class Coalescer:
                 return await self._wire.run(what, keys, args)  # which says what is wrong with it
             self._begin()
             self._loop = loop
+        last = self._last
+        if not self._begun:
+            # Before the wire hears of it: so that what is left goes to it before it writes.
+            self._begun = True
+            loop.call_soon(self._turn)
+        merges = args is self._one and what is self._take
+        if self._may_go(keys, merges):
+            self._direct += 1
+            if merges:
+                last[keys[0]] = None
+            return await self._wire.run(what, keys, args)
         waiter: asyncio.Future[Any] = loop.create_future()
-        if args is self._one and what is self._take:
-            self._join(keys, waiter)
+        call = last.get(keys[0]) if merges else None
+        if call is not None and call.merges and len(call.waiters) < self._most_merged:
+            call.waiters.append(waiter)
         else:
-            if self._open:
-                for key in keys:
-                    self._open.pop(key, None)
-            self._calls.append(_Call(what, keys, args, waiter, self._arguments))
-        if not self._starting:
-            self._start()
+            call = _Call(what, keys, args, waiter, self._arguments, merges)
+            self._calls.append(call)
+            for key in keys:
+                last[key] = call
         answer = await waiter
         if type(answer) is _Lost:
             raise answer.fault()
@@ -126,54 +150,60 @@ class Coalescer:
         """Run many scripts, as `AsyncWire.run_many` does. They are one write by themselves."""
         return await self._wire.run_many(calls)
 
-    def _join(self, keys: Sequence[bytes], waiter: asyncio.Future[Any]) -> None:
-        """Ask for one unit: with others of the same key, or as the first of them."""
-        place = keys[0]
-        call = self._open.get(place)
-        if call is None:
-            call = _Call(self._take, keys, self._one, waiter, self._arguments)
-            self._open[place] = call
-            self._calls.append(call)
-            return
-        call.waiters.append(waiter)
-        if len(call.waiters) >= self._most_merged:
-            del self._open[place]
+    def _may_go(self, keys: Sequence[bytes], merges: bool) -> bool:
+        """Whether a call may go to the wire at once: it overtakes nothing, nor could be merged."""
+        if self._is_behind or self._direct >= self._most_calls:
+            return False
+        last = self._last
+        if merges:
+            return keys[0] not in last
+        return not self._calls or all(last.get(key) is None for key in keys)
 
-    def _start(self) -> None:
-        """Have what is left sent with the next turn of the loop: that is when a task begins."""
-        assert self._loop is not None
-        self._starting = True
-        self._next = task = self._loop.create_task(self._send())
+    def _turn(self) -> None:
+        """Hand over what was left: called before the wire writes what it got in the turn before."""
+        calls: list[_Call] = []
+        room = self._most_calls - self._direct
+        while self._calls and len(calls) < room:
+            call = self._calls.popleft()
+            for key in call.keys:
+                if self._last.get(key) is call:
+                    del self._last[key]
+            if call.seal():
+                calls.append(call)
+        self._direct = 0
+        self._begun = self._is_behind = bool(self._calls)
+        if not self._is_behind:
+            self._last.clear()
+        try:
+            if calls:
+                self._hand_over(calls)
+        finally:
+            if self._is_behind:
+                # After the wire's own turn. Until all have gone, who comes stands behind them.
+                asyncio.get_running_loop().call_soon(self._turn)
+
+    def _hand_over(self, calls: list[_Call]) -> None:
+        """Send them: the first step now, for a task would take it in the next turn only."""
+        sending = self._send(calls)
+        try:
+            blocker = sending.send(None)
+        except StopIteration:
+            return
+        task = asyncio.get_running_loop().create_task(_finish(sending, blocker))
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
 
-    def _go_on(self) -> None:
-        self._starting = False
-        if self._calls:
-            self._start()
+        def end(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():
+                # If that was before it began, it did not tell anybody.
+                lost = _Lost(asyncio.CancelledError())
+                for call in calls:
+                    call.lose(lost)
+                sending.close()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task is not self._next:
-            return
-        # Whoever cancels all tasks of a loop may meet one that has not begun. Another one takes its
-        # calls over, if somebody still waits for them.
-        self._next = None
-        if not any(call.wanted for call in self._calls):
-            self._calls.clear()
-            self._open.clear()
-        self._go_on()
+        task.add_done_callback(end)
 
-    async def _send(self) -> None:
-        self._next = None
-        calls = self._collected()
-        if self._calls:
-            # Not as a task at once: that would begin before the wire has written.
-            asyncio.get_running_loop().call_soon(self._go_on)
-        else:
-            self._starting = False
-        if not calls:
-            return
+    async def _send(self, calls: list[_Call]) -> None:
         try:
             replies = await self._wire.run_many([(call.what, call.keys, call) for call in calls])
         except (Exception, asyncio.CancelledError) as fault:
@@ -184,7 +214,7 @@ class Coalescer:
             if not isinstance(fault, Exception):
                 raise
             return
-        except BaseException:  # the end of the program
+        except (KeyboardInterrupt, SystemExit):
             for call in calls:
                 call.drop()
             raise
@@ -194,27 +224,37 @@ class Coalescer:
             else:
                 call.answer(reply)
 
-    def _collected(self) -> list[_Call]:
-        """Return the calls of the next write: those that came first, without the unwanted."""
-        calls: list[_Call] = []
-        while self._calls and len(calls) < self._most_calls:
-            call = self._calls.popleft()
-            if call.keys and self._open.get(call.keys[0]) is call:
-                del self._open[call.keys[0]]
-            if call.wanted:
-                call.seal()
-                calls.append(call)
-        return calls
+
+async def _finish(coroutine: Coroutine[Any, Any, None], blocker: object) -> None:
+    """Run a coroutine to its end that has yielded `blocker` just now."""
+    await _resumed(coroutine, blocker)
+
+
+@types.coroutine
+def _resumed(
+    coroutine: Coroutine[Any, Any, None], blocker: object
+) -> Generator[object, object, None]:
+    with contextlib.suppress(StopIteration):
+        while True:
+            try:
+                answer = yield blocker
+            except GeneratorExit:
+                coroutine.close()
+                raise
+            except BaseException as fault:
+                blocker = coroutine.throw(fault)
+            else:
+                blocker = coroutine.send(answer)
 
 
 class _Call(Sequence[Any]):
-    """A call that is to be sent, for one waiter or for several that want one unit each.
+    """A call that was left, by one waiter or by several that want one unit each.
 
-    It is its own ARGV. The wire reads that when it writes the call, which is later where it must
+    It is its own ARGV. The wire reads that when it packs the call, which is later where it must
     connect first: who has left by then is not counted.
     """
 
-    __slots__ = ("_args", "_arguments", "_counted", "keys", "waiters", "what")
+    __slots__ = ("_args", "_arguments", "_counted", "keys", "merges", "waiters", "what")
 
     def __init__(
         self,
@@ -223,25 +263,21 @@ class _Call(Sequence[Any]):
         args: Sequence[Word],
         waiter: asyncio.Future[Any],
         arguments: script.Arguments,
+        merges: bool,
     ) -> None:
         self.what = what
         self.keys = keys
-        self.waiters = [waiter]
+        self.merges = merges
+        self.waiters = self._counted = [waiter]
         self._args = args
         self._arguments = arguments
-        self._counted: list[asyncio.Future[Any]] = []
 
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody waits for it."""
-        return any(not waiter.done() for waiter in self.waiters)
-
-    def seal(self) -> None:
-        """Nobody joins any more: decide on the script."""
+    def seal(self) -> bool:
+        """Decide on the script, as nobody joins any more; whether somebody still waits for it."""
+        self.waiters = _waiting(self.waiters)
         if len(self.waiters) > 1:
-            self.waiters = [waiter for waiter in self.waiters if not waiter.done()]
-            if len(self.waiters) > 1:
-                self.what = script.TAKE_SOME
+            self.what = script.TAKE_SOME
+        return bool(self.waiters)
 
     def __len__(self) -> int:
         return len(self._args)
@@ -253,8 +289,8 @@ class _Call(Sequence[Any]):
         return iter(self._read())
 
     def _read(self) -> Sequence[Word]:
-        self._counted = [waiter for waiter in self.waiters if not waiter.done()]
-        if not self._counted:
+        self._counted = _waiting(self.waiters)
+        if not self._counted and self.what.sha in _COUNT:
             # It can't be taken out of the write any more. With a cost of 0 it counts nothing.
             return self._arguments.of(0)
         if self.what is script.TAKE_SOME:
@@ -299,6 +335,10 @@ class _Lost:
         if isinstance(fault, Exception):
             return fault
         return Unavailable("the task that had sent it was cancelled", outcome_unknown=True)
+
+
+def _waiting(waiters: list[asyncio.Future[Any]]) -> list[asyncio.Future[Any]]:
+    return [waiter for waiter in waiters if not waiter.done()]
 
 
 def _settle(waiter: asyncio.Future[Any], answer: object) -> None:
