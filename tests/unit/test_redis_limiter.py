@@ -550,6 +550,7 @@ def test_tasks_are_served_in_the_order_in_which_they_came(
 
         tasks = [asyncio.create_task(one(number)) for number in range(6)]
         await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the second one's request goes out with the next turn of the loop
         asked = len(store.calls)
         await asyncio.sleep(0)
         assert len(store.calls) == asked  # one of them asks
