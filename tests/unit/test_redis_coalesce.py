@@ -272,10 +272,11 @@ def test_who_comes_while_others_are_left_stands_behind_them() -> None:
         tasks = tasks_of(asker.take(str(number)) for number in range(10))
         await turns(2)
         assert len(asker.wire.writes) == 1
-        tasks += tasks_of([asker.take("late"), asker.take("9"), asker.take("late")])
-        await asyncio.gather(*tasks)
+        # The wire has had 5 already: one that asks for it now does not join.
+        tasks += tasks_of(asker.take(key) for key in ("late", "9", "late", "5"))
+        await asyncio.wait_for(asyncio.gather(*tasks), 20)
         expected = [f"take_one {number} 1" for number in range(9)]
-        expected += ["take_some 9 2", "take_some late 2"]
+        expected += ["take_some 9 2", "take_some late 2", "take_one 5 1"]
         assert [call for write in asker.written() for call in write] == expected
         assert max(map(len, asker.wire.writes)) == 4
         # And then it is as before.
@@ -379,6 +380,22 @@ def test_while_it_connects_nothing_is_sent_yet() -> None:
         assert {key: len(log) for key, log in logs.items() if log} == {
             NAMES.of("k")[0]: 3, NAMES.of("j")[0]: 2,
         }  # fmt: skip
+
+    asyncio.run(run())
+
+
+def test_who_left_while_it_connects_has_no_place() -> None:
+    async def run() -> None:
+        asker = Asker()
+        asker.wire.connected.clear()
+        tasks = tasks_of(asker.take() for _ in range(8))
+        await turns(4)
+        tasks[1].cancel()
+        tasks[3].cancel()
+        asker.wire.connected.set()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert asker.written() == [["take_one k 1", "take_some k 5"]]
+        assert [at for at, end in enumerate(ends) if end == 0] == [0, 2, 4, 5, 6]
 
     asyncio.run(run())
 
@@ -500,7 +517,12 @@ def test_another_loop_and_a_forked_child_start_afresh() -> None:
 def test_a_loop_besides_the_first_is_told_by_the_wire() -> None:
     asker = Asker()
     first = asyncio.new_event_loop()
-    first.run_until_complete(asker.take())
+
+    async def leave() -> list[asyncio.Task[Any]]:
+        return tasks_of(asker.take() for _ in range(4))
+
+    left = first.run_until_complete(leave())
+    assert asker.coalescer._calls
     asker.wire.fault = RuntimeError("it belongs to another event loop")
 
     async def ask() -> None:
@@ -509,7 +531,8 @@ def test_a_loop_besides_the_first_is_told_by_the_wire() -> None:
 
     asyncio.run(ask())
     asker.wire.fault = None
-    assert first.run_until_complete(asker.take()) == 0
+    # What was left there is not lost by that.
+    assert first.run_until_complete(asyncio.wait_for(asyncio.gather(*left), 20)) == [0] * 4
     first.close()
 
 
