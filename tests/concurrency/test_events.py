@@ -1,4 +1,4 @@
-"""Handlers that come and go while threads decide: each event reaches whoever stays, exactly once."""
+"""Handlers that come and go while threads decide: each event reaches whoever stays, once."""
 
 from __future__ import annotations
 
