@@ -14,7 +14,7 @@ INSTALL := $(PY) -m pip --disable-pip-version-check --quiet install --prefer-bin
 # One empty file per piece of set-up that is done; a piece is done again when what it depends on changes.
 MADE := $(VENV)/.made
 FT := $(VENV)-ft
-SOURCES := pyproject.toml setup.py MANIFEST.in $(wildcard src/nanolimit/*.p* src/nanolimit/*/*.py src/nanolimit/core/*.h)
+SOURCES := pyproject.toml setup.py MANIFEST.in $(wildcard src/nanolimit/*.p* src/nanolimit/*/*.py src/nanolimit/core/*.h src/nanolimit/dashboard/*/*)
 PLATFORMS := linux macos windows
 
 .DEFAULT_GOAL := help
@@ -93,6 +93,7 @@ bench: $(MADE)/package $(MADE)/group-bench ## the benchmarks, peers side by side
 	$(PY) benchmarks/waiting.py
 	$(PY) benchmarks/web.py
 	$(PY) benchmarks/replacements.py
+	$(PY) benchmarks/telemetry.py
 
 # --- for those who change it ------------------------------------------------------------------------------------------
 

@@ -15,3 +15,8 @@ def verify(limiter: RateLimiter) -> None:
 def fingerprint(limiter: RateLimiter, key: Any) -> int:
     """The 128 bits that stand for the key in this table."""
     return limiter._engine._fingerprint(key)
+
+
+def is_heard(limiter: RateLimiter) -> bool:
+    """Whether its checks go by way of the handlers, for somebody wants its events."""
+    return limiter._engine._is_heard()

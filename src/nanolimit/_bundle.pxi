@@ -320,6 +320,9 @@ cdef class Bundle:
     def place(self, key):
         return self.first.place(key)
 
+    def _is_heard(self):
+        return self.first._is_heard()
+
     def _fingerprint(self, key):
         return self.first._fingerprint(key)
 
@@ -408,8 +411,8 @@ cdef class Bundle:
         self.keep_records()
         (<nl_policy *>self.policy).penalties = True
         set_block(self, key, ticks)
-        if event_mask & EVENT_BLOCKED and event_emit is not None and is_heard(self.name):
-            event_emit("blocked", seconds, self.name, key)
+        if event_mask & EVENT_BLOCKED and is_heard(self.name):
+            emit("blocked", seconds, self.name, key)
 
     def unblock(self, key):
         """Ends the key's block, and forgets its denials. True: it was blocked."""
@@ -478,8 +481,8 @@ cdef int settle_all(Bundle bundle, int outcome, object key, nl_claim *claims, nl
         note_denial(t, claims[0].fp, r.now_ns, <PyObject *>key)
     if flags_of(t) & NL_FLAG_EVENTS:
         bundle.first.tell(outcome & ~NL_UNTRACKED if stalled else outcome, r.units, key, bundle.enforces)
-        if r.standing.blocks and event_mask & EVENT_BLOCKED and event_emit is not None:
-            event_emit("blocked", (r.standing.blocked_ns - r.now_ns) / 1e9, bundle.name, key)
+        if r.standing.blocks and event_mask & EVENT_BLOCKED:
+            emit("blocked", (r.standing.blocked_ns - r.now_ns) / 1e9, bundle.name, key)
     if outcome & NL_ALLOWED == 0 and not bundle.enforces:
         outcome |= NL_ALLOWED | NL_UNDECIDED
     return outcome
@@ -737,8 +740,8 @@ cdef int tell_part(Part *part, object key, nl_claim *claims, int *part_of, uint3
         note_key(table_of(limiter), r.now_ns, key)
     if flags_of(table_of(limiter)) & NL_FLAG_EVENTS:
         limiter.tell(own & ~NL_UNTRACKED if stalled else own, r.units, key)
-        if r.standing.blocks and event_mask & EVENT_BLOCKED and event_emit is not None:
-            event_emit("blocked", (r.standing.blocked_ns - r.now_ns) / 1e9, limiter.name, key)
+        if r.standing.blocks and event_mask & EVENT_BLOCKED:
+            emit("blocked", (r.standing.blocked_ns - r.now_ns) / 1e9, limiter.name, key)
     return 0
 
 

@@ -24,6 +24,7 @@ cdef class Limiter:
     cdef object updating       # the lock of those who replace or walk the table
     cdef object other_quota    # the last one that was asked for and is not in force
     cdef readonly str name
+    cdef dict about            # what its events' metadata are copied from
     cdef object clock          # None, or what tells the time: () -> float seconds
     cdef object clock_ns       # None, or () -> int nanoseconds, which is asked instead
     cdef object __weakref__

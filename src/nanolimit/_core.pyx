@@ -334,7 +334,6 @@ cdef double EXACT = INFINITY  # in place of a clock's float seconds: the time is
 # --- telemetry: who wants to hear of what ----------------------------------------------------------------------------
 
 cdef unsigned int event_mask = 0
-cdef object event_emit = None
 cdef object event_names = None
 cdef object live_limiters = weakref.WeakSet()
 # Reentrant: a finalizer that runs in the middle may make limiters and detach handlers. New in a child, whose parent's
@@ -354,25 +353,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-def set_emitter(mask: int, emit, names=None) -> None:
-    """Has `emit(event, count, limiter_name, key)` called for the events of `mask` (see EVENT_BITS), by all limiters; or by those
-    whose name is among `names`, a frozenset.
-
-    telemetry.py is its one caller. A limiter whose flags word is 0 never comes near it.
-    """
-    global event_mask, event_emit, event_names
-    cdef Limiter limiter
-    with registry_lock:
-        event_emit = emit
-        event_mask = mask
-        event_names = names
-        for limiter in list(live_limiters):
-            nl_flags_set(<nl_table *>limiter.table, NL_FLAG_EVENTS, is_heard(limiter.name))
-
-
-cdef bint is_heard(str name) except -1:
-    """Does anybody want to hear of this limiter's events?"""
-    return event_mask != 0 and (event_names is None or name in event_names)
+include "_event.pxi"
 
 
 cdef extern from *:
@@ -661,6 +642,7 @@ cdef class Limiter:
         self.make_quota = make_quota
         self.updating = threading.RLock()
         self.name = name
+        self.about = about(name)
         self.clock = clock
         self.clock_ns = getattr(clock, "now_ns", None)
         self.path = path
@@ -999,18 +981,15 @@ cdef class Limiter:
 
     cdef int tell(self, int outcome, object count, object key, bint enforced=True) except -1:
         """Runs the handlers, after the decision, holding nothing."""
-        emit = event_emit
-        if emit is None:
-            return 0
         if outcome & NL_UNTRACKED and event_mask & EVENT_OVERFLOW:
             emit("overflow", count, self.name, key)
         if outcome & NL_DISPLACED and event_mask & EVENT_EVICTED:
             emit("evicted", 1, self.name, key)
         if outcome & NL_ALLOWED:
             if event_mask & EVENT_ALLOWED:
-                emit("allowed", count, self.name, key)
+                emit_allowed(self, count, key)
         elif event_mask & EVENT_DENIED:
-            emit("denied", count, self.name, key, enforced)
+            emit_denied(self, count, key, None if enforced else {"enforced": False})
         return 0
 
     # -- batches
@@ -1188,8 +1167,7 @@ cdef class Limiter:
                 nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_EVICTED, dropped)
         if self.policy is not None and self.policy.records is not None:
             (<Limiter>self.policy.records).drop_idle(now_ns)
-        emit = event_emit
-        if dropped and event_mask & EVENT_EVICTED and emit is not None and is_heard(self.name):
+        if dropped and event_mask & EVENT_EVICTED and is_heard(self.name):
             emit("evicted", dropped, self.name, None)
         self.refuse_if_stalled(stalled)
         return dropped
@@ -1300,6 +1278,10 @@ cdef class Limiter:
         return PyBytes_FromStringAndSize(<const char *>&fp, sizeof(fp))
 
     # -- doors for tests
+
+    def _is_heard(self):
+        """Do its checks go by way of the handlers?"""
+        return flags_of(table_of(self)) & NL_FLAG_EVENTS != 0
 
     def _fingerprint(self, key):
         """The key's 128 bits, low word first."""
@@ -1552,6 +1534,7 @@ cdef extern from *:
     static NL_NOINLINE PyObject *nl_short_check(PyObject *, nl_table *, PyObject *);
     NL_ALWAYS_INLINE PyObject *nl_meter_allow_as(uint32_t, PyObject *, nl_table *, PyObject *);
     static NL_NOINLINE PyObject *nl_policy_allow(PyObject *, nl_table *, PyObject *);
+    static NL_NOINLINE PyObject *nl_seen_allow(PyObject *, nl_table *, PyObject *);
     """
 
 ctypedef PyObject *(*fastcall)(PyObject *, PyObject **, Py_ssize_t, PyObject *) noexcept  # NULL: an error is set
@@ -1658,8 +1641,8 @@ cdef PyObject *meter_check(PyObject *self, nl_table *t, PyObject *key) except NU
     return new_ref(new_decision(<Limiter>self, t, outcome, &view, EXACT))
 
 
-cdef PyObject *top_allow(PyObject *self, nl_table *t, PyObject *key) except NULL:
-    """allow(key) where those that are denied most are kept."""
+cdef PyObject *seen_allow "nl_seen_allow" (PyObject *self, nl_table *t, PyObject *key) except NULL:
+    """allow(key) where handlers are attached, or those that are denied most are kept."""
     cdef nl_fingerprint fp
     cdef uint64_t now_ns = nl_clock_ns(t.clock)
     cdef int outcome
@@ -1670,11 +1653,16 @@ cdef PyObject *top_allow(PyObject *self, nl_table *t, PyObject *key) except NULL
     outcome = nl_check_any(t, fp, now_ns, 1, NL_QUICKLY, NULL)
     if outcome == NL_DENIED:
         NL_TALLY(t, NL_COUNT_DENIED, 1)
-        note_denial(t, fp, now_ns, key)
+        if flags_of(t) & NL_FLAG_TOP:
+            note_denial(t, fp, now_ns, key)
+        if event_mask & EVENT_DENIED and flags_of(t) & NL_FLAG_EVENTS:
+            emit_denied(<Limiter>self, 1, <object>key)
         return new_bool(False)
     if outcome != NL_ALLOWED:
         return new_bool(settle(<Limiter>self, fp, outcome, <object>key, 1, now_ns, NULL, &t) & NL_ALLOWED)
     NL_TALLY(t, NL_COUNT_ALLOWED, 1)
+    if event_mask & EVENT_ALLOWED and flags_of(t) & NL_FLAG_EVENTS:
+        emit_allowed(<Limiter>self, 1, <object>key)
     return new_bool(True)
 
 
@@ -1685,8 +1673,8 @@ cdef PyObject *front_allow(PyObject *self, PyObject **args, Py_ssize_t n, PyObje
             return (<short_way><void *>short_allow)(self, t, args[0])
         if flags_of(t) == NL_FLAG_ALGORITHM:
             return meter_allows[t.rule.algorithm](self, t, args[0])
-        if flags_of(t) & ~NL_FLAG_ALGORITHM == NL_FLAG_TOP:
-            return (<short_way><void *>top_allow)(self, t, args[0])
+        if not flags_of(t) & ~(NL_FLAG_ALGORITHM | NL_FLAG_TOP | NL_FLAG_EVENTS):
+            return (<short_way><void *>seen_allow)(self, t, args[0])
         if flags_of(t) & ~(NL_FLAG_ALGORITHM | NL_FLAG_TOP) == NL_FLAG_POLICY:
             return (<short_way><void *>policy_allow)(self, t, args[0])
     return long_allow(self, args, n, names)

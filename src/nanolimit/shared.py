@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -37,6 +38,7 @@ from nanolimit.place import (
     place_of,
     refuse,
 )
+from nanolimit.process import Process, described
 from nanolimit.quota import MAX_QUOTAS, Quota
 from nanolimit.table import (
     RECORDS,
@@ -50,6 +52,7 @@ from nanolimit.table import (
 from nanolimit.watch import Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from datetime import timedelta
 
     from nanolimit.algorithm import Algorithm
@@ -67,17 +70,6 @@ __all__ = [
     "tables",
     "watch",
 ]
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process that has a table open, once for each of its limiters on it."""
-
-    pid: int
-    """Its number, in the PID namespace that it runs in."""
-
-    alive: bool
-    """False for one that was killed and whose entry nobody has needed since."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +129,54 @@ class TableInfo:
     """Memory for logs that are too long for a slot: in use, and in all."""
 
     processes: tuple[Process, ...] = ()
-    """Who has it open; one that has two limiters on it stands here twice."""
+    """Who has it open; one that has two limiters on it stands here twice. What they run is told
+    by `inspect` alone."""
+
+    layout_version: int | None = None
+    """The version of the layout; a nanolimit of another one can't use it."""
+
+    boot_id: str | None = None
+    """Which start of the machine it is of, as in ``/proc/sys/kernel/random/boot_id``."""
+
+    pid_namespace: int | None = None
+    time_namespace: int | None = None
+    """The numbers of the namespaces it was made in, as in ``/proc/self/ns``; 0: it had none."""
+
+    max_limit: int | None = None
+    """The limit that it was laid out for: how far `set_limit` may go, or a little more."""
+
+    track_top: int | None = None
+    """How many of the keys that are denied most it has room for; they are kept by those of its
+    limiters that were made with `track_top`."""
+
+    number: int | None = None
+    """Which of its limiter's quotas it counts, from 0 on. None for the table of what else there is
+    of its keys: blocks, penalties, quotas of their own."""
+
+    part_of: str | None = None
+    """The name of the limiter's first table, where this is a further one of it: ``"api"`` for
+    ``api.2``, which counts the second quota, and for ``api.records``."""
+
+    parts: tuple[TableInfo, ...] = ()
+    """The further tables of the limiter whose first one this is."""
+
+    missing_parts: tuple[str, ...] = ()
+    """Names of those that are not there, though they should be: their counts are lost, and the
+    next limiter makes them anew."""
+
+    _quotas: int = field(default=1, repr=False)  # how many its limiter has
+
+    @property
+    def quotas(self) -> tuple[Quota, ...]:
+        """The limiter's quotas, as far as their tables are there; empty where `quota` is None."""
+        every = (self, *self.parts)
+        return tuple(each.quota for each in every if each.quota and each.number is not None)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why no limiter can attach to it: its own problem, and those of its parts."""
+        every = (self, *self.parts)
+        return tuple(each.problem for each in every if each.problem)
 
 
 def directory() -> Path:
@@ -167,7 +206,14 @@ def inspect(name: str | os.PathLike[str]) -> TableInfo:
     require_platform()
     place = place_of(name)
     with open_directory(place) as folder:
-        return _inspected(folder, place)
+        table = _inspected(folder, place, described)
+        parts = {}
+        for part in _part_names(table):
+            try:
+                parts[part] = _inspected(folder, place._replace(name=part), described)
+            except SharedTableError:
+                continue  # it is not there, or not to be read
+        return _with_parts(table, parts)
 
 
 def tables() -> list[TableInfo]:
@@ -202,10 +248,46 @@ def tables() -> list[TableInfo]:
                     except FileNotFoundError:
                         continue
                     found.append(TableInfo(name, each.path, size, str(error), "unusable"))
-    return found
+    by_name = {table.name: table for table in found}
+    found = [_with_parts(table, by_name) for table in found]
+    first_of = {part.name: table.name for table in found for part in table.parts}
+    return [replace(table, part_of=first_of.get(table.name, table.part_of)) for table in found]
 
 
-def _inspected(folder: Handle, place: Place) -> TableInfo:
+def _part_names(table: TableInfo) -> list[str]:
+    """What the further tables of a limiter are called; the last one need not be there."""
+    if table.number != 0:
+        return []
+    return [
+        *(f"{table.name}.{number + 1}" for number in range(1, table._quotas)),
+        f"{table.name}.{RECORDS}",
+    ]
+
+
+def _with_parts(table: TableInfo, others: Mapping[str, TableInfo]) -> TableInfo:
+    """The table with those that belong to it, of the others of its directory."""
+    parts, missing = [], []
+    for name in _part_names(table):
+        part = others.get(name)
+        # One that can't be read stands in the limiter's way, whatever it is.
+        if part is not None and (part.quota is None or part.part_of == table.name):
+            parts.append(replace(part, part_of=table.name))
+        elif name != f"{table.name}.{RECORDS}":
+            missing.append(name)
+    return replace(table, parts=tuple(parts), missing_parts=tuple(missing))
+
+
+def _part_of(name: str, number: int) -> str | None:
+    """The name of the first table, where a table's own says that it is a further one."""
+    ending = f".{RECORDS}" if number == RECORDS_NUMBER else f".{number + 1}"
+    return name.removesuffix(ending) if number and name.endswith(ending) else None
+
+
+def _inspected(
+    folder: Handle,
+    place: Place,
+    describe: Callable[[Process, os.stat_result], Process] | None = None,
+) -> TableInfo:
     try:
         status = os.stat(place.name, dir_fd=folder.fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -226,6 +308,8 @@ def _inspected(folder: Handle, place: Place) -> TableInfo:
             header = read_header(place, handle, status)
             config = checked_config(place, header, status)
             inside = _inside(place, handle)
+            if describe is not None:
+                inside["processes"] = tuple(describe(p, status) for p in inside["processes"])
         except SharedTableError as error:
             return TableInfo(place.name, place.path, status.st_size, str(error), "unusable")
         problem: str | None = None
@@ -252,6 +336,15 @@ def _inspected(folder: Handle, place: Place) -> TableInfo:
             max_log=config.max_log or None,
             own_clock=config.own_clock,
             created=_moment(header["created_ns"]),
+            layout_version=header["version"],
+            boot_id=str(uuid.UUID(bytes=header["boot_id"])),
+            pid_namespace=header["pid_namespace"],
+            time_namespace=header["time_namespace"],
+            max_limit=header["layout_limit"],
+            track_top=config.track_top,
+            number=None if config.number == RECORDS_NUMBER else config.number,
+            part_of=_part_of(place.name, config.number),
+            _quotas=config.quotas,
             **inside,
         )
 

@@ -33,15 +33,6 @@ Pane = tuple[int, int, list[tuple[tuple[int, int], int, int, int, int, bool, byt
 
 class _TopKey(NamedTuple):
     key: Key
-    denied: int
-    error: int
-    last_denied: float
-
-
-class TopKey(_TopKey):
-    """One of the keys that a limiter denied most: key, denied, error, last_denied."""
-
-    key: Key
     """The key itself. A str that ends in ``…`` if its text had more than 128 bytes."""
 
     denied: int
@@ -52,6 +43,14 @@ class TopKey(_TopKey):
 
     last_denied: float
     """When it was denied last: Unix time in seconds; with a clock of one's own, its seconds."""
+
+
+class TopKey(_TopKey):
+    """One of the keys that a limiter denied most: ``key, denied, error, last_denied``.
+
+    `denied` counts the requests of the last 8 to 10 minutes, and is too high by `error` at most; it
+    is never too low. `last_denied` is Unix time in seconds; with a clock of one's own, its seconds.
+    """
 
     exact: bool
     """Whether `key` is the whole key, so that it can be asked for; False: its text was cut."""
@@ -64,7 +63,7 @@ class TopKey(_TopKey):
         return made
 
     def __getnewargs__(self) -> tuple[Key, int, int, float, bool]:
-        return (*self, self.exact)
+        return self.key, self.denied, self.error, self.last_denied, self.exact
 
     def __repr__(self) -> str:
         return (

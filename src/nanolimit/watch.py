@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nanolimit import _core
 from nanolimit.errors import LimiterClosedError, NanolimitError, SharedTableError
-from nanolimit.header import check_time_namespace, checked_config, read_header
+from nanolimit.header import REPLACED, check_time_namespace, checked_config, read_header
 from nanolimit.place import (
     Place,
     check_kind,
@@ -47,14 +47,19 @@ class _View(NamedTuple):
     path: str
     device: int
     inode: int
+    bytes: int
 
     def is_stale(self) -> bool:
-        """Say whether the file has no name any more, or another one has taken it."""
+        """Say whether the file has no name any more, another one has taken it, or it was cut.
+
+        To read what was cut off would be the end of this process (SIGBUS).
+        """
         try:
             status = os.lstat(self.path)
         except OSError:
             return True
-        return self.reader.replaced or (status.st_dev, status.st_ino) != (self.device, self.inode)
+        found = (status.st_dev, status.st_ino, status.st_size)
+        return found != (self.device, self.inode, self.bytes) or self.reader.replaced
 
 
 def _opened_all(shared: str | os.PathLike[str]) -> tuple[_View, ...]:
@@ -82,6 +87,11 @@ def _opened(place: Place, number: int) -> _View:
         header = read_header(place, handle, status)
         config = checked_config(place, header, status)
         check_time_namespace(place, header)
+        if header["state"] == REPLACED:
+            raise SharedTableError(
+                f"table {place.path!r} was replaced by another that is not there: the next "
+                f"limiter makes it anew"
+            )
         if config.number != number:
             raise SharedTableError(
                 f"table {place.path!r} is a part of another limiter's: it holds its quota number "
@@ -102,6 +112,7 @@ def _opened(place: Place, number: int) -> _View:
             place.path,
             status.st_dev,
             status.st_ino,
+            status.st_size,
         )
 
 
@@ -113,7 +124,7 @@ class Watch:
     on with it.
     """
 
-    __slots__ = ("_lock", "_shared", "_views", "name", "path")
+    __slots__ = ("_lock", "_pid", "_shared", "_views", "name", "path")
 
     name: str
     """The name of the table."""
@@ -128,6 +139,7 @@ class Watch:
         self.path = place.path
         self._shared = shared
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._views: tuple[_View, ...] | None = _opened_all(shared)
 
     def _current(self) -> tuple[_View, ...]:
@@ -137,11 +149,18 @@ class Watch:
             raise LimiterClosedError(f"the watch of table {self.path!r} is closed")
         if not any(view.is_stale() for view in views):
             return views
-        with self._lock:
+        with self._changing():
             if self._views is views:
                 # The old ones go with their last reader.
                 self._views = _opened_all(self._shared)
         return self._current()
+
+    def _changing(self) -> threading.Lock:
+        """Return the lock; in the child of a fork a new one, for a thread may have held the old."""
+        if self._pid != os.getpid():
+            self._lock = threading.Lock()
+            self._pid = os.getpid()
+        return self._lock
 
     @property
     def quotas(self) -> tuple[Quota, ...]:
@@ -196,7 +215,7 @@ class Watch:
 
     def close(self) -> None:
         """Let go of the file. Closing twice is fine."""
-        with self._lock:
+        with self._changing():
             self._views = None
 
     def __enter__(self) -> Self:

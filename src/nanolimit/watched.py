@@ -18,25 +18,32 @@ class Watched(Protocol):
     @property
     def name(self) -> str:
         """What telemetry calls it; of a table, its name."""
+        ...
 
     @property
     def quotas(self) -> tuple[Quota, ...]:
         """The quotas in force."""
+        ...
 
     @property
     def algorithm(self) -> str:
         """How requests are counted."""
+        ...
 
     @property
     def track_top(self) -> int:
         """How many of the keys that are denied most are kept; 0: none, and `top` raises."""
+        ...
 
     @property
     def closed(self) -> bool:
         """Whether it was closed; then `stats` raises."""
+        ...
 
     def stats(self) -> Stats:
         """Return the counters and sizes."""
+        ...
 
     def top(self, n: int = 10) -> list[TopKey]:
         """Return the keys that were denied most."""
+        ...

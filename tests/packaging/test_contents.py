@@ -19,6 +19,8 @@ from subprocesses import run
 from tools import impossible
 
 SHIPPED = {".py", ".pyi", ".pxd", ".h", ".typed", ".so", ".pyd"}
+# The dashboard's page, and the library that draws on it, with its licence.
+SHIPPED_PAGES = {"", ".css", ".html", ".js", ".md", ".svg"}
 PROMISED = {
     "nanolimit/__init__.py",
     "nanolimit/__init__.pxd",
@@ -29,6 +31,9 @@ PROMISED = {
     "nanolimit/cli/__init__.py",
     "nanolimit/core/atomic.h",
     "nanolimit/core/table.h",
+    "nanolimit/dashboard/page/index.html",
+    "nanolimit/dashboard/uplot/uplot.js",
+    "nanolimit/dashboard/uplot/LICENSE",
 }
 
 
@@ -118,12 +123,14 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path, unpacked: Pat
     held = {name for name in names(wheel) if ".dist-info/" not in name}
     assert held >= PROMISED
     assert {PurePosixPath(name).parts[0] for name in held} == {"nanolimit"}
-    assert {PurePosixPath(name).suffix for name in held} <= SHIPPED
+    for name in held:
+        is_page = name.startswith("nanolimit/dashboard/")
+        assert PurePosixPath(name).suffix in SHIPPED | (SHIPPED_PAGES if is_page else set()), name
     package = unpacked / "src" / "nanolimit"
     wanted = {
         "nanolimit/" + path.relative_to(package).as_posix()
         for path in package.rglob("*")
-        if path.suffix in SHIPPED
+        if path.suffix in SHIPPED or (path.is_file() and path.parent.parent.name == "dashboard")
     }
     binaries = {name for name in held if name.endswith((".so", ".pyd"))}
     assert held - binaries == wanted

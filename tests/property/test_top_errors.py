@@ -1,4 +1,4 @@
-"""Space-Saving's promise, for whatever comes: no count too low, none too high by more than its error.
+"""Space-Saving's promise, for whatever comes: no count too low, none too high beyond its error.
 
 Against a model that keeps every denial with its pane.
 """

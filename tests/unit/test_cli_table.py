@@ -9,12 +9,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nanolimit import Quota, RateLimiter, _core, shared
+from nanolimit.process import described
 from sharing import needs_shared, put_field
 
 pytest.importorskip("click", reason="the extra nanolimit[cli] is not installed")
@@ -70,7 +72,26 @@ FIELDS: dict[str, Any] = {
     "log_bytes": int,
     "log_capacity_bytes": int,
     "pids": list,
+    "quotas": list,
+    "max_log": type(None),
+    "max_limit": int,
+    "track_top": int,
+    "layout_version": int,
+    "boot_id": str,
+    "pid_namespace": int,
+    "time_namespace": int,
+    "number": int,
+    "part_of": type(None),
+    "parts": list,
+    "missing_parts": list,
+    "processes": list,
 }
+
+
+def told_by(out: str) -> dict[str, str]:
+    """What stands beside the words of a picture's first paragraph."""
+    first = out.partition("\n\n")[0]
+    return dict(re.split(r"  +", line.strip(), maxsplit=1) for line in first.splitlines())
 
 
 # ls
@@ -135,8 +156,12 @@ def test_ls_of_no_directory(
 def test_inspect(limiter: RateLimiter, folder: Path, command: Callable[..., Result]) -> None:
     code, out, err = command("inspect", "api")
     assert (code, err) == (0, "")
-    told = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in out.splitlines())
+    told = told_by(out)
     size = shared.bytes_for(2000, 100)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    spaces = [Path(f"/proc/self/ns/{kind}").stat().st_ino for kind in ("pid", "time")]
+    assert told.pop("layout") == f"version {_core.LAYOUT_VERSION}, of this boot ({boot})"
+    assert told.pop("namespaces") == "PID {}, time {}".format(*spaces)
     assert told.pop("made").endswith(" UTC")
     assert told.pop("long logs").startswith(tables.binary(limiter.stats().log_bytes) + " of ")
     assert told == {
@@ -148,6 +173,8 @@ def test_inspect(limiter: RateLimiter, folder: Path, command: Callable[..., Resu
         "keys": "1,000 of 2,000 (50.0 %)",
         "live keys": "1,000",
         "typical": "room for 32 requests a key on average",
+        "offenders": "room for the 100 keys denied most",
+        "clock": "the system's",
         "allowed": "1,000",
         "denied": "250",
         "evicted": "0",
@@ -156,6 +183,193 @@ def test_inspect(limiter: RateLimiter, folder: Path, command: Callable[..., Resu
         "processes": f"1: {os.getpid()}",
     }
     assert command("inspect", folder / "api")[1] == out
+    (title, *owners) = out.partition("\n\n")[2].splitlines()
+    assert title.split() == ["process", "started", "command"]
+    ((pid, day, _, utc, *words),) = (line.split() for line in owners)
+    assert (pid, day[:2], utc) == (str(os.getpid()), "20", "UTC")
+    assert "python" in words[0]
+
+
+@needs_shared
+def test_inspect_what_else_it_was_made_for(folder: Path, command: Callable[..., Result]) -> None:
+    limiter = RateLimiter(
+        "100/minute", shared="api", max_keys=500, max_limit=300, max_log=64, clock=lambda: 5.0
+    )
+    limiter.allow("me")
+    told = told_by(command("inspect", "api")[1])
+    assert told["laid out for"].startswith("limits up to ")
+    assert told["max_log"] == "64 requests a key"
+    assert told["clock"] == "its limiters bring one of their own"
+    assert "live keys" not in told
+    found = json.loads(command("inspect", "api", "--json")[1])
+    assert (found["max_log"], found["own_clock"], found["live_keys"]) == (64, True, None)
+    assert found["max_limit"] >= 300
+
+
+@needs_shared
+def test_inspect_tells_who_was_killed(folder: Path, command: Callable[..., Result]) -> None:
+    limiter = RateLimiter(5, shared="api", max_keys=500)
+    code = (
+        "import os, signal\n"
+        "from nanolimit import RateLimiter\n"
+        "limiter = RateLimiter(5, shared='api', max_keys=500)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code])
+    assert child.wait(60) == -9
+    code, out, _ = command("inspect", "api")
+    assert re.search(rf"^ *{child.pid}  has died *$", out, re.MULTILINE)
+    assert told_by(out)["processes"] == f"1: {os.getpid()}"
+    found = json.loads(command("inspect", "api", "--json")[1])
+    owners = {each["pid"]: each for each in found["processes"]}
+    assert found["pids"] == [os.getpid()]
+    assert owners[child.pid] == {
+        "pid": child.pid, "alive": False, "command": None, "started": None,
+    }  # fmt: skip
+    assert owners[os.getpid()]["command"]
+    limiter.close()
+
+
+@needs_shared
+def test_a_process_is_listed_once(folder: Path, command: Callable[..., Result]) -> None:
+    limiters = [RateLimiter(5, shared="api", max_keys=500) for _ in range(3)]
+    out = command("inspect", "api")[1]
+    assert len(out.partition("\n\n")[2].splitlines()) == 2
+    assert len(json.loads(command("inspect", "api", "--json")[1])["processes"]) == 3
+    assert len(limiters) == 3
+
+
+@needs_shared
+def test_a_process_of_that_number_that_is_not_at_the_table(folder: Path) -> None:
+    """Of another PID namespace, say: what /proc has under its number is somebody else."""
+    limiter = RateLimiter(5, shared="api", max_keys=500)
+    status = (folder / "api").stat()
+    own = shared.Process(os.getpid(), True)
+    assert described(own, status).command is not None
+    assert described(shared.Process(os.getppid(), True), status).command is None
+    assert described(shared.Process(os.getpid(), False), status).command is None
+    assert described(shared.Process(2**22 + 1, True), status).command is None
+    limiter.close()
+    assert described(own, status).command is None
+
+
+@needs_shared
+def test_commands_do_not_steer_the_terminal(
+    limiter: RateLimiter, command: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hostile(process: shared.Process, status: object) -> shared.Process:
+        return replace(process, command="evil\x1b[2J\n[red]\u202e" * 50)
+
+    monkeypatch.setattr(shared, "described", hostile)
+    _, out, _ = command("inspect", "api")
+    assert "evil\\x1b[2J\\n[red]" in out
+    assert out.replace("\n", "").isprintable()
+    assert len(out.partition("\n\n")[2].splitlines()) == 2
+
+
+# Limiters with several tables
+
+
+@pytest.fixture
+def several(folder: Path) -> RateLimiter:
+    """A limiter that has three tables."""
+    limiter = RateLimiter("5/minute; 7/hour", shared="api", max_keys=500)
+    for _ in range(8):
+        limiter.allow("me")
+    limiter.block("you", 60)
+    return limiter
+
+
+@needs_shared
+def test_ls_of_parts(several: RateLimiter, folder: Path, command: Callable[..., Result]) -> None:
+    RateLimiter(3, shared="api.x", max_keys=500).close()
+    RateLimiter(3, shared="b.2", max_keys=500).close()
+    code, out, err = command("ls")
+    assert (code, err) == (0, "")
+    _, *lines, more = out.splitlines()
+    assert [line.split()[0] for line in lines] == ["api", "api.x", "b.2"]
+    assert "5/minute; 7/hour" in lines[0]
+    size = sum((folder / name).stat().st_size for name in ("api", "api.2", "api.records"))
+    assert tables.binary(size) in lines[0]
+    assert more == "2 further tables of these limiters are counted with them: --all lists each."
+    code, out, _ = command("ls", "--all")
+    _, *lines = out.splitlines()
+    assert [re.split("  +", line)[:2] for line in lines] == [
+        ["api", "5/minute"],
+        ["api.2", "7/hour"],
+        ["api.records", "blocks, penalties, quotas of keys"],
+        ["api.x", "3/minute"],
+        ["b.2", "3/minute"],
+    ]
+    assert tables.binary((folder / "api").stat().st_size) in lines[0]
+    listed = json.loads(command("ls", "--json")[1])["tables"]
+    assert {each["name"]: each["part_of"] for each in listed} == {
+        "api": None, "api.2": "api", "api.records": "api", "api.x": None, "b.2": None,
+    }  # fmt: skip
+    assert listed[0]["parts"] == ["api.2", "api.records"]
+
+
+@needs_shared
+def test_ls_of_parts_that_can_not_be_used(
+    several: RateLimiter, folder: Path, command: Callable[..., Result]
+) -> None:
+    several.close()  # whoever has it mapped would die of it
+    os.truncate(folder / "api.2", 5000)
+    listed = json.loads(command("ls", "--json")[1])["tables"]
+    assert [each["part_of"] for each in listed] == [None, "api", "api"]
+    _, out, _ = command("ls")
+    assert re.search(r"^api\.2 .* unusable *$", out, re.MULTILINE)
+    assert re.search(r"^api\.2: .* its size is 5000", out, re.MULTILINE)
+    code, out, _ = command("inspect", "api")
+    assert code == 1, "no limiter can attach to it"
+    assert "api.2: " in out
+
+
+@needs_shared
+def test_ls_of_parts_without_the_first(
+    several: RateLimiter, folder: Path, command: Callable[..., Result]
+) -> None:
+    (folder / "api").unlink()
+    _, out, _ = command("ls")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["api.2", "api.records"]
+
+
+@needs_shared
+def test_inspect_of_parts(
+    several: RateLimiter, folder: Path, command: Callable[..., Result]
+) -> None:
+    code, out, _ = command("inspect", "api")
+    assert code == 0
+    assert told_by(out)["limit"] == "5/minute; 7/hour"
+    parts = out.split("\n\n")[2].splitlines()
+    assert [re.split("  +", line)[:2] for line in parts[1:]] == [
+        ["api.2", "7/hour"],
+        ["api.records", "blocks, penalties, quotas of keys"],
+    ]
+    assert (
+        "quota 2 of the limiter of table 'api'" in told_by(command("inspect", "api.2")[1])["part"]
+    )
+    assert "what stands of keys" in told_by(command("inspect", "api.records")[1])["part"]
+    found = json.loads(command("inspect", "api", "--json")[1])
+    assert found["quotas"] == [{"limit": 5, "per": 60.0}, {"limit": 7, "per": 3600.0}]
+    assert (found["parts"], found["missing_parts"]) == (["api.2", "api.records"], [])
+    shared.remove(folder / "api.records", force=True)
+    (folder / "api.2").unlink()
+    code, out, _ = command("inspect", "api")
+    assert code == 0
+    assert re.search(r"^api\.2 .*missing *$", out, re.MULTILINE)
+    found = json.loads(command("inspect", "api", "--json")[1])
+    assert (found["parts"], found["missing_parts"]) == ([], ["api.2"])
+
+
+@needs_shared
+def test_a_table_that_only_sounds_like_a_part(folder: Path) -> None:
+    RateLimiter(3, shared="api", max_keys=500).close()
+    RateLimiter(3, shared="api.2", max_keys=500).close()
+    RateLimiter(3, shared="api.records", max_keys=500).close()
+    RateLimiter(3, shared="api.1", max_keys=500).close()
+    assert [table.part_of for table in shared.tables()] == [None] * 4
+    assert shared.inspect("api").parts == ()
 
 
 @needs_shared

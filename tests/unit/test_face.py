@@ -523,6 +523,7 @@ own = {name for name in sys.modules if name.partition(".")[0] not in sys.stdlib_
 print(sorted(name for name in own if name.partition(".")[0] not in ("nanolimit", "__main__")))
 unwanted = (
     "asyncio", "nanolimit.cli", "nanolimit.pytest_plugin", "nanolimit.line", "nanolimit.tasks",
+    "nanolimit.reporter", "nanolimit.supervisor", "nanolimit.watch",
 )
 print([name for name in unwanted if name in sys.modules])
 """
@@ -546,7 +547,10 @@ def test_the_modules_form_layers() -> None:
         "errors": set(),
         "clock": set(),
         "quota": {"clock"},
-        "telemetry": {"_core"},
+        "telemetry": {"_core", "clock", "limiter", "reporter"},
+        "supervisor": set(),
+        "reporter": {"clock", "errors", "limiter", "supervisor"},
+        "process": set(),
         "place": {"clock", "errors"},
         "algorithm": {"_core", "clock", "quota"},
         "header": {"_core", "algorithm", "clock", "errors", "quota"},
@@ -562,6 +566,7 @@ def test_the_modules_form_layers() -> None:
             "table",
             "watch",
             "limiter",
+            "process",
         },
         "watch": {"_core", "errors", "header", "place", "quota", "table", "top"},
         "watched": set(),

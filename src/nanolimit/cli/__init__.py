@@ -1,5 +1,5 @@
 """The command line: ``nanolimit replay``, ``sample``, ``tour`` and ``bench``; and for shared tables
-``ls``, ``inspect``, ``rm`` and ``size``.
+``ls``, ``top``, ``dashboard``, ``inspect``, ``rm`` and ``size``.
 
 It needs click and rich, which the limiter itself does not: they are the extra ``nanolimit[cli]``.
 Pictures need matplotlib, the extra ``nanolimit[plot]``. Both are asked for by name when they are

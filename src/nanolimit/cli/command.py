@@ -16,8 +16,10 @@ from nanolimit.cli import key as keys
 from nanolimit.cli import log, progress, replay
 from nanolimit.cli import quota as quotas
 from nanolimit.cli import table as tables
+from nanolimit.cli.dashboard import dashboard_command
 from nanolimit.cli.extra import MissingExtraError, require
 from nanolimit.cli.report import SHARES, Report, printable
+from nanolimit.cli.top import top_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +61,7 @@ Examples:
   ssh web1 cat /var/log/nginx/access.log | nanolimit replay - --limit 5/second --json
   nanolimit size --keys 1e6 --limit 100/minute --typical 5
   nanolimit ls
+  nanolimit top api
   nanolimit bench""",
 )
 @click.version_option(
@@ -67,7 +70,7 @@ Examples:
 def nanolimit() -> None:
     """Exact rate limiting: try a limit on yesterday's log before you put it into a service.
 
-    And look after the tables that its processes share: ls, inspect, rm, size.
+    And look after the tables that its processes share: ls, top, inspect, rm, size.
     """
 
 
@@ -322,24 +325,35 @@ Exit codes: 0 done, 1 the table can't be used, 2 wrong usage, 3 an extra is not 
 Examples:
   nanolimit ls
   nanolimit ls --json
+  nanolimit ls --all                           a line for each file of a limiter with several quotas
   NANOLIMIT_DIR=/run/api nanolimit ls          the tables of a service that has that directory
   sudo -u www-data nanolimit ls                another user's
 
 {_TABLE_EXIT_CODES}""",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def ls_command(as_json: bool) -> None:
+@click.option(
+    "--all",
+    "-a",
+    "every",
+    is_flag=True,
+    help="Also list the further tables of limiters with several quotas, blocks or penalties.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; it names all tables.")
+def ls_command(every: bool, as_json: bool) -> None:
     """List the shared tables of this user.
 
     They lie in $NANOLIMIT_DIR, else in /dev/shm/nanolimit-<uid>. Files there that are damaged or no
     tables are listed with the reason. Looking changes nothing.
+
+    A limiter with several quotas has a table for each: api, api.2, ... and perhaps api.records, for
+    its blocks and penalties. They are one line, unless --all asks for each.
     """
     found, directory = shared.tables(), shared.directory()
     if as_json:
         listed = [tables.as_json(table) for table in found]
         click.echo(json.dumps({"directory": str(directory), "tables": listed}, indent=2))
     else:
-        tables.show_list(console(), directory, found)
+        tables.show_list(console(), directory, found, every)
 
 
 @nanolimit.command(
@@ -354,16 +368,17 @@ Examples:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def inspect_command(name: str, as_json: bool) -> None:
-    """Show what a shared table holds and who uses it.
+    """Show what a shared table was made for, what it holds and who uses it.
 
-    NAME is the table's name, or a path if it has a slash. Looking changes nothing.
+    NAME is the table's name, or a path if it has a slash. The further tables of a limiter with
+    several quotas are shown with its first. Looking changes nothing.
     """
     table = _value("NAME", shared.inspect, name)
     if as_json:
         click.echo(json.dumps(tables.as_json(table), indent=2))
     else:
         tables.show(console(), table)
-    if table.problem:
+    if table.problems:
         raise click.exceptions.Exit(UnusableInputError.exit_code)
 
 
@@ -467,6 +482,10 @@ def size_command(
         click.echo(json.dumps(size.as_json(), indent=2))
     else:
         size.show(console())
+
+
+nanolimit.add_command(top_command)
+nanolimit.add_command(dashboard_command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

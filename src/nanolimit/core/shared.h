@@ -446,8 +446,8 @@ static inline const char *nl_shared_open(nl_table *t, int fd, const char *path, 
     t->us.stall_ns = stall_ns;
     t->us.ask = nl_shared_ask;
     t->us.shared = s;
-    if (!(wrong = nl_shared_check(t, &config)) && !read_only) {
-        nl_table_learn(t, t->head);
+    if (!(wrong = nl_shared_check(t, &config))) nl_table_learn(t, t->head);
+    if (!wrong && !read_only) {
         nl_gate_enter_now();
         nl_lock_take(&nl_all_shared.us, &nl_all_shared.lock, NL_WAITING);
         nl_process.in_child = nl_shared_in_child;
