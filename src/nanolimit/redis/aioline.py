@@ -13,6 +13,9 @@ from nanolimit.redis.resp import NOTHING, ProtocolError, Reader, Reply
 
 __all__ = ["AsyncLine", "AsyncPool"]
 
+# The client library bounds each step of connecting, but not what a provider of passwords does.
+_MAKING_MAX_S = 30.0
+
 
 class _Waiter:
     """Who waits for one reply; replies come in the order of the requests."""
@@ -254,9 +257,10 @@ class AsyncPool:
         connection: Any = None
         try:
             connection = self._connection()
-            await connection.connect()
+            await asyncio.wait_for(connection.connect(), _MAKING_MAX_S)
             line = AsyncLine(connection, self.name, self._ended)
         except Exception as error:
+            _abort(connection)
             return fault_of_connecting(error, self.name)
         except asyncio.CancelledError:
             _abort(connection)
