@@ -243,6 +243,24 @@ def test_who_comes_later_with_less_time_left_leaves_first(server: RedisServer) -
         with_wire(f"redis://127.0.0.1:{proxy.port}", work)
 
 
+def test_closing_ends_also_the_lines_that_were_given_up(server: RedisServer) -> None:
+    with TcpProxy(server.port) as proxy:
+
+        async def work(wire: AsyncWire) -> None:
+            await wire.run(EMPTY, [])
+            proxy.hold()
+            line, now = wire._pool.line, asyncio.get_running_loop().time()
+            assert line is not None
+            patient = line.call(pack(COUNT, [b"k"], [1]), now + PATIENT_S)
+            with pytest.raises(Unavailable, match="in time"):
+                await line.call(pack(COUNT, [b"k"], [1]), now + 0.1)
+            await wire.aclose()
+            assert patient.done()
+            assert isinstance(patient.exception(), Unavailable)
+
+        with_wire(f"redis://127.0.0.1:{proxy.port}", work)
+
+
 def test_a_blocked_loop_loses_no_reply_that_has_come(server: RedisServer) -> None:
     async def work(wire: AsyncWire) -> None:
         await wire.run(EMPTY, [])
