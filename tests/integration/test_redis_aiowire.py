@@ -102,6 +102,68 @@ def test_a_cancelled_task_disturbs_nobody(server: RedisServer) -> None:
     with_wire(server.url, work)
 
 
+def test_what_breaks_before_it_was_written_is_sent_on_another_connection(
+    server: RedisServer,
+) -> None:
+    async def work(wire: AsyncWire) -> None:
+        assert await wire.run(COUNT, [b"k"], [1]) == 1
+        calls = [asyncio.create_task(wire.run(COUNT, [b"k"], [1])) for _ in range(3)]
+        many = asyncio.create_task(wire.run_many([(COUNT, [b"k"], [1])] * 3))
+        await asyncio.sleep(0)
+        # They wait for the write at the end of this turn.
+        line = wire._pool.line
+        assert line is not None
+        assert len(line._unsent) == 6
+        line.close()
+        found = [*await asyncio.gather(*calls), *await many]
+        assert sorted(found) == list(range(2, 8))
+
+    with_wire(server.url, work)
+
+
+def test_nobody_is_told_of_faults_that_nobody_waits_for(server: RedisServer) -> None:
+    with TcpProxy(server.port) as proxy:
+
+        async def work(wire: AsyncWire) -> None:
+            told: list[Any] = []
+            asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(what))
+            await wire.run(EMPTY, [])
+            proxy.hold()
+            many = asyncio.create_task(wire.run_many([(COUNT, [b"k"], [1])] * 5))
+            one = asyncio.create_task(wire.run(COUNT, [b"k"], [1]))
+            await asyncio.sleep(0.01)
+            many.cancel()
+            one.cancel()
+            await asyncio.wait({many, one})
+            line = wire._pool.line
+            assert line is not None
+            line.close()
+            del many, one, line
+            gc.collect()
+            await asyncio.sleep(0)
+            assert not told
+
+        with_wire(f"redis://127.0.0.1:{proxy.port}", work)
+
+
+def test_another_process_in_the_same_loop_starts_afresh(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(wire: AsyncWire) -> None:
+        await wire.run(EMPTY, [])
+        parents = wire._pool.line
+        assert parents is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: -1)
+            assert await wire.run(EMPTY, []) == 0
+            assert wire._pool.line is not parents
+            assert parents.usable
+            await wire.aclose()
+        parents.close()
+
+    with_wire(server.url, work)
+
+
 def test_cancelled_while_it_connects(server: RedisServer) -> None:
     with TcpProxy(server.port) as proxy:
 
@@ -177,6 +239,24 @@ def test_who_comes_later_with_less_time_left_leaves_first(server: RedisServer) -
             assert wire._pool.line is None
             proxy.release()
             assert await patient == 1
+
+        with_wire(f"redis://127.0.0.1:{proxy.port}", work)
+
+
+def test_closing_ends_also_the_lines_that_were_given_up(server: RedisServer) -> None:
+    with TcpProxy(server.port) as proxy:
+
+        async def work(wire: AsyncWire) -> None:
+            await wire.run(EMPTY, [])
+            proxy.hold()
+            line, now = wire._pool.line, asyncio.get_running_loop().time()
+            assert line is not None
+            patient = line.call(pack(COUNT, [b"k"], [1]), now + PATIENT_S)
+            with pytest.raises(Unavailable, match="in time"):
+                await line.call(pack(COUNT, [b"k"], [1]), now + 0.1)
+            await wire.aclose()
+            assert patient.done()
+            assert isinstance(patient.exception(), Unavailable)
 
         with_wire(f"redis://127.0.0.1:{proxy.port}", work)
 

@@ -15,6 +15,7 @@ import pytest
 redis = pytest.importorskip("redis")
 
 from lua import COUNT, EMPTY, Lua  # noqa: E402
+from nanolimit.redis.cluster import Address  # noqa: E402
 from nanolimit.redis.fault import Unavailable  # noqa: E402
 from nanolimit.redis.line import Line  # noqa: E402
 from nanolimit.redis.wire import Wire  # noqa: E402
@@ -103,6 +104,8 @@ def test_threads_share_few_connections_and_get_their_own_replies(server: RedisSe
     wire.close()
     with pytest.raises(Unavailable, match="closed"):
         wire.run(EMPTY, [])
+    with pytest.raises(Unavailable, match="closed"):
+        wire._pool_at(Address("127.0.0.1", 1))
 
 
 def test_a_wire_that_is_forgotten_closes_its_connections(server: RedisServer) -> None:

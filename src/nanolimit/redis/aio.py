@@ -114,7 +114,7 @@ class AsyncRedisRateLimiter(Dialog):
             self._refuse_if_closed()
         if denials is not None and denials.get(place, units, monotonic()) is not None:
             self._counters.count_repeated()
-            if "denied" in telemetry._routes:
+            if telemetry.is_wanted("denied"):
                 telemetry.emit("denied", units, self._name, key)
             return False
         if not units:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -12,6 +13,9 @@ from nanolimit.redis.line import Cut
 from nanolimit.redis.resp import NOTHING, ProtocolError, Reader, Reply
 
 __all__ = ["AsyncLine", "AsyncPool"]
+
+# The client library bounds each step of connecting, but not what a provider of passwords does.
+_MAKING_MAX_S = 30.0
 
 
 class _Waiter:
@@ -218,7 +222,8 @@ class AsyncPool:
         self.name = name
         self._line: AsyncLine | None = None
         self._making: asyncio.Task[AsyncLine | Unavailable] | None = None
-        self._lines: set[AsyncLine] = set()
+        # Also those that are given up, while somebody still waits on them.
+        self._lines: weakref.WeakSet[AsyncLine] = weakref.WeakSet()
         self._closed = False
 
     @property
@@ -254,9 +259,10 @@ class AsyncPool:
         connection: Any = None
         try:
             connection = self._connection()
-            await connection.connect()
+            await asyncio.wait_for(connection.connect(), _MAKING_MAX_S)
             line = AsyncLine(connection, self.name, self._ended)
         except Exception as error:
+            _abort(connection)
             return fault_of_connecting(error, self.name)
         except asyncio.CancelledError:
             _abort(connection)
@@ -269,7 +275,6 @@ class AsyncPool:
         return line
 
     def _ended(self, line: AsyncLine) -> None:
-        self._lines.discard(line)
         if self._line is line:
             self._line = None
 
@@ -277,6 +282,13 @@ class AsyncPool:
         """Have it made anew: whoever answers on it is not the one whom we want."""
         if self._line is not None:
             self._line.retire()
+
+    async def aclose(self, wait_s: float) -> None:
+        """Close all, and wait for the end of what was being made, but not longer than that."""
+        making = self._making
+        self.close()
+        if making is not None:
+            await asyncio.wait({making}, timeout=wait_s)
 
     def close(self) -> None:
         """Close all; those who wait are told."""
@@ -289,4 +301,4 @@ class AsyncPool:
     def forsake(self) -> None:
         """Let go of the lines of a loop that is no more."""
         self._making = self._line = None
-        self._lines = set()
+        self._lines = weakref.WeakSet()

@@ -171,8 +171,12 @@ class AsyncWire:
             pool.close()
 
     async def aclose(self) -> None:
-        """The same, and let the loop carry it out."""
+        """The same, and let the loop carry it out. Takes at most `timeout_s`."""
+        pools = list(self._pools.values())
+        owned = self._pid == os.getpid() and self._loop is asyncio.get_running_loop()
         self.close()
+        if owned and pools:
+            await asyncio.gather(*(pool.aclose(self._timeout_s) for pool in pools))
         await asyncio.sleep(0)
 
     async def __aenter__(self) -> Self:

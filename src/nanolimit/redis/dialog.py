@@ -450,14 +450,14 @@ class Dialog:
             if self._degraded_since_s is not None:
                 return
             self._degraded_since_s = now_s
-        if "degraded" in telemetry._routes:
+        if telemetry.is_wanted("degraded"):
             more: dict[str, object] = {"reason": fault.reason, "on_error": self._policy.on_error}
             telemetry.emit("degraded", 1, self._name, None, more)
 
     def _recovered(self) -> None:
         with self._changing:
             since_s, self._degraded_since_s = self._degraded_since_s, None
-        if since_s is not None and "recovered" in telemetry._routes:
+        if since_s is not None and telemetry.is_wanted("recovered"):
             more: dict[str, object] = {"reason": self._last_reason}
             telemetry.emit("recovered", monotonic() - since_s, self._name, None, more)
 
@@ -466,13 +466,13 @@ class Dialog:
     def _tell(self, allowed: bool, key: Key, units: int) -> None:
         self._counters.count(allowed, not allowed)
         event = "allowed" if allowed else "denied"
-        if event in telemetry._routes:
+        if telemetry.is_wanted(event):
             telemetry.emit(event, units, self._name, key)
 
     def _repeat(self, key: Key, units: int) -> None:
         """Tell of a denial that came out of the cache."""
         self._counters.count_repeated()
-        if "denied" in telemetry._routes:
+        if telemetry.is_wanted("denied"):
             telemetry.emit("denied", units, self._name, key)
 
     def _forget(self, place: bytes) -> None:

@@ -40,8 +40,8 @@ class Line:
         self._socket: socket.socket = sock
         self._secure = isinstance(sock, ssl.SSLSocket)
         self._reader = Reader()
-        self.name = name
-        self.age = age
+        self.name: str = name
+        self.age: int = age
         sock.setblocking(False)
         self._poll = _poll_of(sock)
 

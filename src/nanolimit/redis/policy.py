@@ -196,7 +196,7 @@ class Policy:
 
     def _told(self, allowed: bool, key: Key, cost: int) -> bool:
         event = "allowed" if allowed else "denied"
-        if event in telemetry._routes:
+        if telemetry.is_wanted(event):
             telemetry.emit(event, cost, self._name, key)
         return allowed
 

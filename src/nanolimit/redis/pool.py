@@ -6,7 +6,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 
+from nanolimit import supervisor
 from nanolimit.redis.fault import Unavailable, fault_of_connecting
 from nanolimit.redis.fork import renew_after_fork
 from nanolimit.redis.line import Line
@@ -147,11 +149,8 @@ class Pool:
     def _attempt(self) -> _Attempt:
         attempt = _Attempt()
         self._connecting += 1
-        thread = threading.Thread(
-            target=self._make, args=(attempt, self._age), name="nanolimit-connect", daemon=True
-        )
         try:
-            thread.start()
+            supervisor.once("nanolimit-connect", partial(self._make, attempt, self._age))
         except RuntimeError as error:  # out of threads, or the interpreter ends
             self._connecting -= 1
             raise fault_of_connecting(error, self.name) from error
