@@ -108,8 +108,15 @@ def test_one_write_to_each_node_of_a_cluster() -> None:
         async with AsyncRedisRateLimiter("5/hour", client, timeout=10) as limiter:
             await asyncio.gather(*[limiter.allow(("before", i % 64)) for i in range(256)])
             before = [node.calls("evalsha") for node in cluster.nodes]
+            reads = [reads_of(node) for node in cluster.nodes]
+            own = [reads_of(node) - r for node, r in zip(cluster.nodes, reads, strict=True)]
             answers = await asyncio.gather(*[limiter.allow(i % 16) for i in range(128)])
             assert answers == [i // 16 < 5 for i in range(128)]
+            # What a server reads at once was written at once.
+            assert [
+                reads_of(node) - r - 2 * each
+                for node, r, each in zip(cluster.nodes, reads, own, strict=True)
+            ] == [1, 1, 1]
             calls = [
                 node.calls("evalsha") - b for node, b in zip(cluster.nodes, before, strict=True)
             ]
@@ -121,6 +128,11 @@ def test_one_write_to_each_node_of_a_cluster() -> None:
     with RedisCluster() as cluster:
         client = redis.asyncio.RedisCluster.from_url(cluster.url)
         asyncio.run(run(cluster))
+
+
+def reads_of(node: RedisServer) -> int:
+    """How often it has read from a connection; to look at it is to write to it."""
+    return int(node.info("stats")["total_reads_processed"])
 
 
 # --- exact

@@ -48,9 +48,10 @@ class AsyncRedisRateLimiter(Dialog):
     quota. Its arguments are the same, but that a client is one of asyncio: `redis.asyncio.Redis`,
     `redis.asyncio.RedisCluster`, or their valkey-py twins.
 
-    What its tasks ask within one turn of the loop goes out as one write, and what they `allow` for
-    the same key as one call; `coalesce=False` sends each call by itself. What they are told is the
-    same. Where a merged call fails, `RedisStats` counts one failure for each of its requests.
+    What its tasks ask within one turn of the loop goes out as one write to each server; and of
+    what they `allow` or `acquire` for the same key, at a cost of 1, all behind the first go as one
+    call. What they are told is the same. Where such a call fails, `RedisStats` counts a failure for
+    each of its requests. `coalesce=False` makes a call of each.
 
     It belongs to the event loop that first uses it, until that is closed. A task that is cancelled
     while the store is asked may have been counted: nothing is sent again, and nothing is taken

@@ -102,9 +102,8 @@ class Coalescer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def after_fork(self) -> None:
-        """In the child: what was left to be sent is the parent's to send."""
+        """In the child: what was left is the parent's to send, and it begins anew."""
         self._loop = None
-        self._begin()
 
     async def run(
         self, what: ScriptLike, keys: Sequence[bytes], args: Sequence[Word] = ()
@@ -175,7 +174,11 @@ class Coalescer:
         if not self._is_behind:
             self._last.clear()
         try:
-            if calls:
+            if self._wire.clustered:
+                # Of calls to several nodes together, the wire would write with its next turn only.
+                for call in calls:
+                    self._hand_over([call])
+            elif calls:
                 self._hand_over(calls)
         finally:
             if self._is_behind:
