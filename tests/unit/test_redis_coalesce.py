@@ -514,6 +514,21 @@ def test_another_loop_and_a_forked_child_start_afresh() -> None:
     assert asyncio.run(fork()) == [0, 0, 0]
 
 
+def test_a_forked_child_merges_in_a_loop_of_its_own() -> None:
+    asker = Asker()
+    of_parent = asyncio.new_event_loop()
+    of_parent.run_until_complete(asker.take())
+    asker.coalescer.after_fork()
+    asker.wire.writes.clear()
+
+    async def ask() -> None:
+        await asyncio.gather(*[asker.take() for _ in range(3)])
+
+    asyncio.run(ask())
+    assert asker.written() == [["take_one k 1", "take_some k 2"]]
+    of_parent.close()
+
+
 def test_a_loop_besides_the_first_is_told_by_the_wire() -> None:
     asker = Asker()
     first = asyncio.new_event_loop()

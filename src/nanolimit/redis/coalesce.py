@@ -241,9 +241,6 @@ def _resumed(
         while True:
             try:
                 answer = yield blocker
-            except GeneratorExit:
-                coroutine.close()
-                raise
             except BaseException as fault:
                 blocker = coroutine.throw(fault)
             else:
