@@ -452,9 +452,11 @@ def test_a_wire_that_raises(fault: Exception) -> None:
     asyncio.run(run())
 
 
-def test_an_interrupt_while_it_is_handed_over_leaves_nobody_hanging() -> None:
+@pytest.mark.parametrize("clustered", [False, True])
+def test_an_interrupt_while_it_is_handed_over_leaves_nobody_hanging(clustered: bool) -> None:
     loop = asyncio.new_event_loop()
-    asker = Asker(most_calls=3)
+    asker = Asker(most_calls=9)
+    asker.wire.clustered = clustered
 
     async def ask() -> list[Any]:
         calls = [asker.take(str(number // 2)) for number in range(12)]

@@ -180,6 +180,10 @@ class Coalescer:
                     self._hand_over([call])
             elif calls:
                 self._hand_over(calls)
+        except BaseException:  # an interrupt: all else was told to those who wait
+            for call in calls:
+                call.drop()
+            raise
         finally:
             if self._is_behind:
                 # After the wire's own turn. Until all have gone, who comes stands behind them.
