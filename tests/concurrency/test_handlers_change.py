@@ -46,3 +46,21 @@ def test_handlers_change_under_load(name: str) -> None:
         pass
     assert telemetry.handlers() == {}
     assert not limiter.allow("k")
+
+
+def test_handlers_change_while_limiters_come_and_go() -> None:
+    """Who attaches tells all limiters, and walks through them while one may go."""
+    over_s = monotonic() + WORK_S
+
+    def work(number: int) -> None:
+        while monotonic() < over_s:
+            if number == 0:
+                telemetry.attach("comes and goes", "denied", print, limiter="nobody's")
+                assert telemetry.detach("comes and goes")
+            else:
+                kept = [RateLimiter(1, name=f"brief {number}") for _ in range(20)]
+                del kept
+
+    with Crew(3, work):
+        pass
+    assert telemetry.handlers() == {}
