@@ -69,7 +69,8 @@ class TopKey(_TopKey):
         made.exact = self.exact  # a tuple's own knows the fields only
         return made
 
-    __replace__ = _replace  # what copy.replace() calls
+    def __replace__(self, **changes: Any) -> Self:  # what copy.replace() calls
+        return self._replace(**changes)
 
     def __getnewargs__(self) -> tuple[Key, int, int, float, bool]:
         return self.key, self.denied, self.error, self.last_denied, self.exact
