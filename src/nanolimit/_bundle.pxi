@@ -411,7 +411,7 @@ cdef class Bundle:
         self.keep_records()
         (<nl_policy *>self.policy).penalties = True
         set_block(self, key, ticks)
-        if event_mask & EVENT_BLOCKED and is_heard(self.name):
+        if event_mask & EVENT_BLOCKED and flags_of(table_of(self.first)) & NL_FLAG_EVENTS:
             emit("blocked", seconds, self.name, key)
 
     def unblock(self, key):

@@ -1167,7 +1167,7 @@ cdef class Limiter:
                 nl_count(&t.head.counters, nl_my_stripe(), NL_COUNT_EVICTED, dropped)
         if self.policy is not None and self.policy.records is not None:
             (<Limiter>self.policy.records).drop_idle(now_ns)
-        if dropped and event_mask & EVENT_EVICTED and is_heard(self.name):
+        if dropped and event_mask & EVENT_EVICTED and flags_of(table_of(self)) & NL_FLAG_EVENTS:
             emit("evicted", dropped, self.name, None)
         self.refuse_if_stalled(stalled)
         return dropped

@@ -42,9 +42,24 @@ cdef extern from *:
     #else
     enum { NL_HAS_GIL = 1 };
     #endif
+    /* A new reference to what a dict has, or to None: where threads change the dict, a borrowed one may be gone. */
+    static PyObject *nl_get(PyObject *dict, PyObject *key) {
+        PyObject *value;
+    #if PY_VERSION_HEX >= 0x030D0000
+        if (PyDict_GetItemRef(dict, key, &value) < 0) return NULL;
+        if (!value) value = Py_NewRef(Py_None);
+    #else
+        value = PyDict_GetItemWithError(dict, key);
+        if (!value && PyErr_Occurred()) return NULL;
+        if (!value) value = Py_None;
+        Py_INCREF(value);
+    #endif
+        return value;
+    }
     static NL_NOINLINE PyObject **nl_inside_here(void) { return &nl_inside; } /* asked once: it is a call, within a library */
     """
     int NL_HAS_GIL
+    object nl_get(dict, object)
     PyObject **nl_inside_here() noexcept  # where this thread keeps its innermost one, owned; or NULL
 
 cdef extern from "Python.h":
@@ -212,15 +227,15 @@ cdef int emit_to(object attachments, str event, object count, dict who, object k
 
 cdef int emit(str event, object count, str limiter, object key, dict more=None) except -1:
     """Sends an event to whom it concerns."""
-    return emit_to(event_routes.get(event), event, count, about(limiter), key, more)
+    return emit_to(nl_get(event_routes, event), event, count, about(limiter), key, more)
 
 
 cdef inline int emit_denied(Limiter limiter, object count, object key, dict more=None) except -1:
-    return emit_to(denied_route if NL_HAS_GIL else event_routes.get("denied"), "denied", count, limiter.about, key, more)
+    return emit_to(denied_route if NL_HAS_GIL else nl_get(event_routes, "denied"), "denied", count, limiter.about, key, more)
 
 
 cdef inline int emit_allowed(Limiter limiter, object count, object key) except -1:
-    return emit_to(allowed_route if NL_HAS_GIL else event_routes.get("allowed"), "allowed", count, limiter.about, key, None)
+    return emit_to(allowed_route if NL_HAS_GIL else nl_get(event_routes, "allowed"), "allowed", count, limiter.about, key, None)
 
 
 def send_event(str event not None, count, str limiter not None, key, dict more=None) -> None:
@@ -231,6 +246,6 @@ def send_event(str event not None, count, str limiter not None, key, dict more=N
 def send_detached(str limiter not None, key, dict more not None, list failures not None) -> None:
     """Sends handler_detached; adds the handlers that raised to `failures`."""
     cdef PyObject *into = <PyObject *>failures
-    attachments = event_routes.get("handler_detached")
+    attachments = nl_get(event_routes, "handler_detached")
     if attachments is not None:
         run_handlers(<tuple>attachments, "handler_detached", 1, about(limiter), key, more, &into)

@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
-__all__ = ["RESTARTS", "RESTARTS_WITHIN_S", "Task", "start"]
+__all__ = ["RESTARTS", "RESTARTS_WITHIN_S", "Task", "once", "start"]
 
 #: A task that crashes is restarted so many times ...
 RESTARTS = 3
@@ -164,6 +164,17 @@ class Task:
             # nobody above would hear of them.
             return error
         return None
+
+
+def once(name: str, run: Callable[[], object]) -> None:
+    """Call `run` in a daemon thread of its own, one time: for what may block and has no time-out.
+
+    Nobody restarts it, waits for it, or starts it anew in a forked child.
+
+    Raises:
+        RuntimeError: The system has no more threads, or the interpreter is ending.
+    """
+    threading.Thread(target=run, name=name, daemon=True).start()
 
 
 def start(

@@ -172,6 +172,11 @@ def detach(handler_id: str) -> bool:
     )
 
 
+def is_wanted(event: str) -> bool:
+    """Say whether anybody is attached to the event, for whoever sends it from Python (`emit`)."""
+    return event in _routes
+
+
 def handlers() -> dict[str, tuple[str, ...]]:
     """Return the ids that are attached now, each with its events, in the order of attaching."""
     return {attachment.handler_id: attachment.events for attachment in _attachments}

@@ -268,12 +268,21 @@ MUTANTS = [
     ),
     Mutant(
         "handler-errors-come-through",
-        "src/nanolimit/telemetry.py",
-        "except Exception as error:",
-        "except ZeroDivisionError as error:",
+        "src/nanolimit/_event.pxi",
+        "    except Exception as error:",
+        "    except ZeroDivisionError as error:",
         "a handler must not undo a decision",
         "tests/unit/test_telemetry.py::"
         "test_a_failing_handler_is_logged_once_and_detached_and_the_decision_stands",
+    ),
+    Mutant(
+        "handlers-hear-themselves",
+        "src/nanolimit/_event.pxi",
+        "if here[0] != NULL and is_inside(",
+        "if False and is_inside(",
+        "a handler is not called for events that it causes itself",
+        "tests/unit/test_telemetry.py::"
+        "test_a_handler_may_use_the_limiter_and_is_not_called_for_what_it_causes",
     ),
     # --- threads --------------------------------------------------------------------------------
     Mutant(

@@ -128,7 +128,7 @@ def try_one(tree: Tree, mutant: Mutant) -> str:
             f"its old text occurs {text.count(mutant.old)} times in {mutant.file}, not once"
         )
     in_c = mutant.test.startswith(("tests/c/", "tests/crash/test_step.py"))
-    compiled = path.suffix in (".h", ".pyx", ".pxd")
+    compiled = path.suffix in (".h", ".pyx", ".pxd", ".pxi")
     path.write_text(text.replace(mutant.old, mutant.new), "utf-8")
     try:
         tree.stale |= compiled

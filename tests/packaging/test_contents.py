@@ -159,7 +159,11 @@ def test_the_metadata_tells_what_it_is(wheel: Path, unpacked: Path) -> None:
         "django", "drf", "fastapi", "flask", "grpc", "httpx", "limits", "requests", "starlette",
     }  # fmt: skip
     extras = set(told.get_all("Provides-Extra", []))
-    assert extras == {"anyio", "cli", "dashboard", "otel", "plot", "prometheus", "all"} | frameworks
+    assert (
+        extras
+        == {"anyio", "cli", "dashboard", "otel", "plot", "prometheus", "redis", "valkey", "all"}
+        | frameworks
+    )
     required = told.get_all("Requires-Dist", [])
     assert required
     assert all("extra ==" in requirement for requirement in required)

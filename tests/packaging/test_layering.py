@@ -166,7 +166,7 @@ def command_faults(name: str, text: str, modules: set[str]) -> Iterator[str]:
 
 
 # A module of these packages may import what it is named after, or what stands here.
-DROP_INS = ("integrations", "compat", "metrics", "dashboard")
+DROP_INS = ("integrations", "compat", "metrics", "dashboard", "redis")
 NAMED_OTHERWISE = {
     "django": {"django", "asgiref"},
     "drf": {"django", "rest_framework"},
@@ -187,6 +187,8 @@ def drop_in_faults(package: str, name: str, text: str, modules: set[str]) -> Ite
             part = rest.partition(".")[0]
             if part and part not in modules | {package, "_core"} and module not in FUNCTIONS:
                 yield f"{name} imports {module}: drop-ins stand on the facade"
+        elif package == "redis" and top in ("redis", "valkey"):
+            continue
         elif top not in sys.stdlib_module_names | NAMED_OTHERWISE.get(name, {name}):
             stub = typing_only and top == "typing_extensions"
             if not stub:

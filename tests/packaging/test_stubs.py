@@ -152,6 +152,10 @@ async def decorated() -> None:
 
 telemetry.attach("console", "denied", handler)
 telemetry.attach("all", ["allowed", "denied"], handler)
+telemetry.attach("some", "denied", handler, sample=0.1, limiter=limiter)
+telemetry.ConsoleReporter(period=1).stop()
+offender = limiter.top(3)[0]
+count: int = offender.denied + offender.error
 telemetry.detach("console")
 easy: bool = nanolimit.allow("me")
 nanolimit.configure("5/minute")
@@ -164,7 +168,7 @@ except NanolimitError:
 
 # Each of these lines is a mistake that a type checker must find.
 BAD = """
-from nanolimit import Quota, RateLimiter
+from nanolimit import Quota, RateLimiter, telemetry
 limiter = RateLimiter(5, per=60)
 limiter.allow(None)
 limiter.allow(1.5)
@@ -189,8 +193,11 @@ truth: bool = limiter.acquire_async("me")
 limiter.limit(key=1.5)
 limiter.limit(wait=1)
 limiter.limit(lambda number: number + 1)("3", 4)
+telemetry.attach("me", "denied", print, sample="x")
+telemetry.attach("me", "denied", print, limiter=5)
+limiter.top("3")
 """
-BAD_LINES = set(range(4, 27))
+BAD_LINES = set(range(4, 30))
 
 
 @pytest.fixture

@@ -1,0 +1,275 @@
+"""AsyncRedisRateLimiter: one limit for many machines, for tasks of asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Generator
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from nanolimit import telemetry
+from nanolimit.clock import NS_PER_SECOND
+from nanolimit.line import checked_timeout
+from nanolimit.redis.aiowire import AsyncWire
+from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
+from nanolimit.redis.limiter import LEAST_PAUSE_S
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from datetime import timedelta
+    from types import TracebackType
+
+    from typing_extensions import Buffer, Self
+
+    from nanolimit._core import Decision
+    from nanolimit.limiter import Key
+    from nanolimit.quota import Quota
+    from nanolimit.redis.policy import OnError
+
+    R = TypeVar("R")
+    Line = deque[asyncio.Future[None]]
+
+__all__ = ["AsyncRedisRateLimiter"]
+
+
+class AsyncRedisRateLimiter(Dialog):
+    """A `RedisRateLimiter` whose verbs are awaited, for tasks of asyncio.
+
+    ```python
+    limiter = AsyncRedisRateLimiter("100/minute", "redis://localhost:6379/0")
+    if not await limiter.allow("user:42"):
+        ...  # come again later
+    ```
+
+    It counts together with every `RedisRateLimiter` of the same store, `prefix`, and `name` or
+    quota. Its arguments are the same, but that a client is one of asyncio: `redis.asyncio.Redis`,
+    `redis.asyncio.RedisCluster`, or their valkey-py twins.
+
+    It belongs to the event loop that first uses it, until that is closed. A task that is cancelled
+    while the store is asked may have been counted: nothing is sent again, and nothing is taken
+    back.
+
+    Raises:
+        TypeError: An argument is of the wrong type: a client that blocks is for
+            `RedisRateLimiter`.
+        ValueError: An argument is out of range or is not understood.
+        ImportError: A URL was given and neither redis-py nor valkey-py is installed.
+    """
+
+    __slots__ = ("_asleep", "_lines", "_loop", "_wire")
+
+    _loop: asyncio.AbstractEventLoop | None
+
+    def __init__(
+        self,
+        quota: int | str | Quota | Sequence[str | Quota],
+        client_or_url: object,
+        *,
+        per: float | timedelta | None = None,
+        name: str | None = None,
+        prefix: str = "nl",
+        on_error: OnError = "local",
+        timeout: float | timedelta = 0.1,
+        deny_cache: bool = True,
+        nodes: int = 1,
+        shared: str | os.PathLike[str] | None = None,
+    ) -> None:
+        wire = AsyncWire(client_or_url, checked_timeout_s(timeout))
+        super().__init__(
+            quota,
+            per,
+            name=name,
+            prefix=prefix,
+            on_error=on_error,
+            timeout=timeout,
+            deny_cache=deny_cache,
+            nodes=nodes,
+            shared=shared,
+        )
+        self._wire = wire
+        self._loop = None
+        self._begin_waiting()
+
+    async def allow(self, key: Key, cost: int = 1) -> bool:
+        """Say whether the request fits into the key's window, and count it if it does.
+
+        As `RedisRateLimiter.allow`.
+        """
+        units = cost if type(cost) is int and 0 <= cost <= self._least else self._units(cost)
+        place = self._place(key)
+        denials = self._denials
+        if self._closed:
+            self._refuse_if_closed()
+        if denials is not None and denials.get(place, units, monotonic()) is not None:
+            self._counters.count_repeated()
+            if telemetry.is_wanted("denied"):
+                telemetry.emit("denied", units, self._name, key)
+            return False
+        if not units:
+            return True
+        return await self._hold(self._allowing(key, place, units))
+
+    async def check(self, key: Key, cost: int = 1) -> Decision:
+        """Do what `allow` does, and tell more. As `RedisRateLimiter.check`."""
+        place, units = self._asked(key, cost)
+        if not units:
+            return await self._hold(self._peeking(key, 0))
+        return await self._hold(self._checking(key, place, units))
+
+    async def peek(self, key: Key, cost: int = 1) -> Decision:
+        """Say what `check` would say now, and count nothing. As `RedisRateLimiter.peek`."""
+        _, units = self._asked(key, cost)
+        return await self._hold(self._peeking(key, units))
+
+    @overload
+    async def allow_many(self, keys: Buffer, cost: int = 1) -> memoryview: ...
+    @overload
+    async def allow_many(self, keys: Sequence[Key], cost: int = 1) -> list[bool]: ...
+    async def allow_many(
+        self, keys: Buffer | Sequence[Key], cost: int = 1
+    ) -> memoryview | list[bool]:
+        """Decide on many requests, in order. As `RedisRateLimiter.allow_many`."""
+        units = self._units(cost)
+        asked, is_buffer = self._batch(keys)
+        answers = [True] * len(asked)
+        if units:
+            answers = await self._hold(self._allowing_many(asked, units, self._wire.clustered))
+        return as_buffer(answers) if is_buffer else answers
+
+    async def reset(self, key: Key) -> bool:
+        """Forget what the key has used, for all. As `RedisRateLimiter.reset`."""
+        place, _ = self._asked(key, 0)
+        return await self._hold(self._resetting(key, place))
+
+    async def acquire(
+        self, key: Key, cost: int = 1, timeout: float | timedelta | None = None
+    ) -> bool:
+        """Wait until the request fits, and count it.
+
+        As `RedisRateLimiter.acquire`; and tasks that wait for the same key of this limiter are
+        served in the order in which they came. One that is cancelled gives its place back.
+        """
+        place, units = self._asked(key, cost)
+        timeout_ns = checked_timeout(timeout)
+        if not units:
+            return True
+        over_s = None if timeout_ns is None else monotonic() + timeout_ns / NS_PER_SECOND
+        if not await self._queue(place, over_s):
+            return False
+        try:
+            while True:
+                self._refuse_if_closed()
+                granted, wait_s = await self._hold(self._attempting(key, place, units))
+                if granted:
+                    return True
+                wait_s = max(wait_s, LEAST_PAUSE_S)
+                if over_s is not None:
+                    left_s = over_s - monotonic()
+                    if left_s <= 0:
+                        return False
+                    wait_s = min(wait_s, left_s)
+                await self._sleep(wait_s)
+        finally:
+            self._step_out(place)
+
+    async def close(self) -> None:
+        """Close the connections. Using the limiter afterwards raises `LimiterClosedError`.
+
+        As `RedisRateLimiter.close`.
+        """
+        if self._shut():
+            for alarm in list(self._asleep):
+                if not alarm.done():
+                    alarm.set_result(None)
+            self._wire.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _hold(self, dialog: Generator[Any, Any, R]) -> R:
+        """Hold a dialog with the store, and return what comes of it."""
+        wire = self._wire
+        try:
+            asked = dialog.send(None)
+            while True:
+                try:
+                    if type(asked) is list:
+                        answer: Any = await wire.run_many(asked)
+                    else:
+                        answer = await wire.run(*asked)
+                except BaseException as fault:
+                    asked = dialog.throw(fault)
+                else:
+                    asked = dialog.send(answer)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    # A line for each key that somebody waits for: the first asks, those behind it wait until it
+    # has gone. All in one loop, and so without a lock.
+
+    async def _queue(self, place: bytes, over_s: float | None) -> bool:
+        """Stand in line until one is the first; False: the time was up."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # Those of a loop that is closed are lost with it.
+            self._begin_waiting()
+            self._loop = loop
+        line = self._lines.get(place)
+        if line is None:
+            self._lines[place] = deque()
+            return True
+        turn = loop.create_future()
+        line.append(turn)
+        try:
+            left_s = None if over_s is None else max(over_s - monotonic(), 0.0)
+            if left_s != 0:
+                await asyncio.wait((turn,), timeout=left_s)
+        except BaseException:
+            self._leave(place, line, turn)
+            raise
+        if turn.done():
+            return True
+        self._leave(place, line, turn)
+        return False
+
+    def _leave(self, place: bytes, line: Line, turn: asyncio.Future[None]) -> None:
+        if turn.done():  # it was just made the first
+            self._step_out(place)
+        else:
+            line.remove(turn)
+
+    def _step_out(self, place: bytes) -> None:
+        """Let the next one be the first."""
+        line = self._lines.get(place)
+        if not line:
+            self._lines.pop(place, None)
+            return
+        line.popleft().set_result(None)
+
+    async def _sleep(self, wait_s: float) -> None:
+        """Sleep so long, or until the limiter is closed."""
+        alarm = asyncio.get_running_loop().create_future()
+        self._asleep.add(alarm)
+        try:
+            await asyncio.wait((alarm,), timeout=wait_s)
+        finally:
+            self._asleep.discard(alarm)
+
+    def _begin_waiting(self) -> None:
+        self._lines: dict[bytes, Line] = {}
+        self._asleep: set[asyncio.Future[None]] = set()
+
+    def after_fork(self) -> None:
+        """In the child: nobody waits, for the tasks that did are the parent's."""
+        super().after_fork()
+        self._begin_waiting()

@@ -1,0 +1,304 @@
+"""A connection that all tasks of an event loop speak on at once."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+from nanolimit.redis.fault import Unavailable, fault_of_connecting
+from nanolimit.redis.line import Cut
+from nanolimit.redis.resp import NOTHING, ProtocolError, Reader, Reply
+
+__all__ = ["AsyncLine", "AsyncPool"]
+
+# The client library bounds each step of connecting, but not what a provider of passwords does.
+_MAKING_MAX_S = 30.0
+
+
+class _Waiter:
+    """Who waits for one reply; replies come in the order of the requests."""
+
+    __slots__ = ("deadline", "future")
+
+    def __init__(self, future: asyncio.Future[Reply] | None, deadline: float) -> None:
+        # None for a reply that nobody wants.
+        self.future = future
+        self.deadline = deadline
+
+
+class AsyncLine(asyncio.Protocol):
+    """A connected transport, logged in by the client library.
+
+    What tasks send within one turn of the loop goes out as one write. A task that leaves early,
+    cancelled or out of time, leaves its place in the queue: the reply is dropped when it comes.
+
+    Args:
+        connection: The client library's, connected. Its transport is taken out of it.
+        name: Whom it connects to, for messages.
+        ended: Called when it should be used no more.
+    """
+
+    def __init__(self, connection: Any, name: str, ended: Callable[[AsyncLine], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        # Kept: a stream that is collected closes its transport.
+        self._streams = connection._reader, connection._writer
+        transport = connection._writer.transport
+        # It warns when it is collected with an open connection.
+        connection._reader = connection._writer = None
+        self.name = name
+        self._ended: Callable[[AsyncLine], None] | None = ended
+        self._reader = Reader()
+        self._out: list[bytes] = []
+        self._unsent: list[_Waiter] = []  # those of _out
+        self._waiters: deque[_Waiter] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._lost: str | None = None
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_protocol(self)
+        if self._transport.is_closing():
+            self._break("it was closed at once")
+
+    @property
+    def usable(self) -> bool:
+        """Whether a request may go out on it."""
+        return self._lost is None and self._ended is not None
+
+    def call(self, data: bytes, deadline: float, skip: bool = False) -> asyncio.Future[Reply]:
+        """Send a request with this turn of the loop.
+
+        Args:
+            data: Its bytes.
+            deadline: In the loop's time.
+            skip: Two replies will come, of which the first is not wanted.
+
+        Returns:
+            The reply to come. It raises Cut where nothing was sent, Unavailable where the outcome
+            is unknown.
+        """
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        if self._lost is not None:
+            future.set_exception(Cut(self._lost))
+            return future
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(data)
+        if skip:
+            self._unsent.append(_Waiter(None, deadline))
+        self._unsent.append(_Waiter(future, deadline))
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._expire)
+        elif deadline < self._timer.when():
+            # It has waited for something else before.
+            self._timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._expire)
+        return future
+
+    def _flush(self) -> None:
+        if self._lost is not None or not self._out:
+            return
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        self._waiters += self._unsent
+        self._unsent.clear()
+        self._transport.write(data)
+
+    def _expire(self) -> None:
+        """Give up those whose time is over, and the line with the first of them."""
+        self._timer = None
+        now = self._loop.time()
+        next_deadline: float | None = None
+        overdue = False
+        for waiter in (*self._waiters, *self._unsent):
+            if waiter.deadline <= now:
+                overdue = True
+                fault = Unavailable(f"no reply from {self.name} in time", outcome_unknown=True)
+                _fail(waiter, fault)
+            elif next_deadline is None or waiter.deadline < next_deadline:
+                next_deadline = waiter.deadline
+        if overdue:
+            # Who comes now should not stand behind a server that is stuck, or a connection that is
+            # dead without having said so.
+            self._retire()
+        if next_deadline is not None:
+            self._timer = self._loop.call_at(next_deadline, self._expire)
+        elif not self.usable:
+            self.close()
+
+    def _retire(self) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(self)
+
+    def retire(self) -> None:
+        """Send nothing more on it; close it when the last reply has come or is overdue."""
+        self._retire()
+        if not self._waiters and not self._unsent:
+            self.close()
+
+    def close(self) -> None:
+        """Close it now."""
+        self._transport.abort()
+        self._break("it was closed")
+
+    # What the transport calls
+
+    def data_received(self, data: bytes) -> None:
+        """Hand the replies to those who wait."""
+        reader, waiters = self._reader, self._waiters
+        reader.feed(data)
+        while True:
+            try:
+                reply = reader.next()
+            except ProtocolError as error:
+                self._transport.abort()
+                self._break(str(error))
+                return
+            if reply is NOTHING:
+                break
+            if not waiters:
+                self._transport.abort()
+                self._break("it sent what nobody asked for")
+                return
+            future = waiters.popleft().future
+            if future is not None and not future.done():
+                future.set_result(cast("Reply", reply))
+        if not waiters and not self._unsent:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._ended is None:
+                self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell those who wait."""
+        self._break(str(exc) if exc is not None else "the server closed it")
+
+    def _break(self, why: str) -> None:
+        if self._lost is not None:
+            return
+        self._lost = f"the connection to {self.name} broke: {why}"
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for waiter in self._waiters:
+            _fail(waiter, Unavailable(self._lost, outcome_unknown=True))
+        for waiter in self._unsent:
+            _fail(waiter, Cut(self._lost))
+        self._waiters.clear()
+        self._unsent.clear()
+        self._out.clear()
+        self._retire()
+
+
+def _fail(waiter: _Waiter, fault: Unavailable) -> None:
+    if waiter.future is not None and not waiter.future.done():
+        waiter.future.set_exception(fault)
+
+
+def _abort(connection: Any) -> None:
+    """Close a connection of the client library that is only half made."""
+    writer = getattr(connection, "_writer", None)
+    if writer is not None:
+        writer.transport.abort()
+        connection._reader = connection._writer = None
+
+
+class AsyncPool:
+    """The one line to a server, made anew when it breaks.
+
+    Making it goes on when those who wait for it have left, for a call's time may be too short for a
+    far server and its TLS; the next ones find it ready.
+
+    Args:
+        connection: Returns a connection of the client library, not connected.
+        name: Whom it connects to, for messages.
+    """
+
+    def __init__(self, connection: Callable[[], Any], name: str) -> None:
+        self._connection = connection
+        self.name = name
+        self._line: AsyncLine | None = None
+        self._making: asyncio.Task[AsyncLine | Unavailable] | None = None
+        # Also those that are given up, while somebody still waits on them.
+        self._lines: weakref.WeakSet[AsyncLine] = weakref.WeakSet()
+        self._closed = False
+
+    @property
+    def line(self) -> AsyncLine | None:
+        """It, if it is ready."""
+        return self._line
+
+    async def take(self, deadline: float) -> AsyncLine:
+        """Return the line; wait for it if need be.
+
+        Raises:
+            Unavailable: There is none in time.
+        """
+        if self._line is not None:
+            return self._line
+        if self._closed:
+            raise Unavailable(f"the connection to {self.name} was closed")
+        loop = asyncio.get_running_loop()
+        making = self._making
+        if making is None:
+            making = self._making = loop.create_task(self._make())
+        await asyncio.wait({making}, timeout=max(0.0, deadline - loop.time()))
+        if not making.done():
+            raise Unavailable(f"no connection to {self.name} in time")
+        if making.cancelled():
+            raise Unavailable(f"the connection to {self.name} was closed")
+        line = making.result()
+        if isinstance(line, Unavailable):
+            raise Unavailable(line.reason) from line.__cause__
+        return line
+
+    async def _make(self) -> AsyncLine | Unavailable:
+        connection: Any = None
+        try:
+            connection = self._connection()
+            await asyncio.wait_for(connection.connect(), _MAKING_MAX_S)
+            line = AsyncLine(connection, self.name, self._ended)
+        except Exception as error:
+            _abort(connection)
+            return fault_of_connecting(error, self.name)
+        except asyncio.CancelledError:
+            _abort(connection)
+            raise
+        finally:
+            self._making = None
+        self._lines.add(line)
+        if line.usable:
+            self._line = line
+        return line
+
+    def _ended(self, line: AsyncLine) -> None:
+        if self._line is line:
+            self._line = None
+
+    def flush(self) -> None:
+        """Have it made anew: whoever answers on it is not the one whom we want."""
+        if self._line is not None:
+            self._line.retire()
+
+    async def aclose(self, wait_s: float) -> None:
+        """Close all, and wait for the end of what was being made, but not longer than that."""
+        making = self._making
+        self.close()
+        if making is not None:
+            await asyncio.wait({making}, timeout=wait_s)
+
+    def close(self) -> None:
+        """Close all; those who wait are told."""
+        self._closed = True
+        if self._making is not None:
+            self._making.cancel()
+        for line in list(self._lines):
+            line.close()
+
+    def forsake(self) -> None:
+        """Let go of the lines of a loop that is no more."""
+        self._making = self._line = None
+        self._lines = weakref.WeakSet()

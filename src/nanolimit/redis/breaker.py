@@ -1,0 +1,140 @@
+"""A circuit breaker: after some failures in a row nobody tries for a while, then one does."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Literal
+
+from nanolimit.redis.fork import renew_after_fork
+
+__all__ = ["Breaker", "State"]
+
+State = Literal["closed", "open", "half-open"]
+
+
+class Breaker:
+    """Says whether the server may be asked, and is told how that went.
+
+    Closed, everybody asks. After `failures` in a row it is open: nobody asks for `pause_s`, which
+    costs no I/O. Then it is half-open: one asks, the others don't; if that goes well it is
+    closed, if not it is open for another `pause_s`. A probe of which nothing is heard for
+    `probe_timeout_s` is given up, and another may go.
+
+    Thread-safe. Time is an argument: seconds of any clock that does not run backwards.
+
+    Args:
+        failures: How many in a row open it.
+        pause_s: Seconds that it is open.
+        probe_timeout_s: Seconds after which a silent probe counts as lost; left out, `pause_s`.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    __slots__ = (
+        "__weakref__", "_failed", "_lock", "_probe_timeout_s", "_state", "_ticket", "_until",
+        "failures", "pause_s",
+    )  # fmt: skip
+
+    failures: int
+    pause_s: float
+
+    def __init__(
+        self, failures: int = 5, pause_s: float = 1.0, probe_timeout_s: float | None = None
+    ) -> None:
+        if isinstance(failures, bool) or not isinstance(failures, int):
+            raise TypeError(f"failures must be an int, not {type(failures).__name__}")
+        if failures < 1:
+            raise ValueError(f"failures must be at least 1, not {failures}")
+        if not (math.isfinite(pause_s) and pause_s > 0):
+            raise ValueError(f"pause_s must be a positive number of seconds, not {pause_s!r}")
+        if probe_timeout_s is None:
+            probe_timeout_s = pause_s
+        if not (math.isfinite(probe_timeout_s) and probe_timeout_s > 0):
+            raise ValueError(
+                f"probe_timeout_s must be a positive number of seconds, not {probe_timeout_s!r}"
+            )
+        self.failures = failures
+        self.pause_s = float(pause_s)
+        self._probe_timeout_s = float(probe_timeout_s)
+        self._lock = threading.Lock()
+        self._state: State = "closed"
+        # Grows whenever it opens or a probe goes: what earlier callers report is old news then.
+        self._ticket = 0
+        self._failed = 0
+        self._until = 0.0
+        renew_after_fork(self)
+
+    @property
+    def state(self) -> State:
+        """As of the last call; an open one whose pause is over is half-open with the next."""
+        return self._state
+
+    def enter(self, now: float) -> int | None:
+        """Ask for leave to ask the server.
+
+        Returns:
+            A ticket to report with, or None: not now. Whoever has a ticket reports exactly once,
+            by `succeeded`, `failed` or `abandoned`.
+        """
+        # Unlocked, in this order: if another opens it in between, the ticket is out of date.
+        ticket = self._ticket
+        if self._state == "closed":
+            return ticket
+        with self._lock:
+            if self.state == "closed":  # another was faster
+                return self._ticket
+            if now < self._until:
+                return None
+            self._state = "half-open"
+            self._until = now + self._probe_timeout_s
+            self._ticket += 1
+            return self._ticket
+
+    def succeeded(self, ticket: int) -> bool:
+        """Report that the server answered.
+
+        Returns:
+            Whether this closed it.
+        """
+        if self._state == "closed" and not self._failed:
+            return False
+        with self._lock:
+            if ticket != self._ticket:
+                return False
+            self._failed = 0
+            if self._state == "closed":
+                return False
+            self._state = "closed"
+            return True
+
+    def failed(self, ticket: int, now: float) -> bool:
+        """Report that it did not.
+
+        Returns:
+            Whether this opened it: not for a probe that failed, for it was open before.
+        """
+        with self._lock:
+            if ticket != self._ticket:
+                return False
+            self._failed += 1
+            was = self._state
+            if was == "closed" and self._failed < self.failures:
+                return False
+            self._state = "open"
+            self._until = now + self.pause_s
+            self._ticket += 1
+            return was == "closed"
+
+    def abandoned(self, ticket: int) -> None:
+        """Report that nothing is known, as of a cancelled call. After a probe, the next may go."""
+        with self._lock:
+            if ticket == self._ticket and self._state == "half-open":
+                self._state = "open"
+                self._until = -math.inf
+                self._ticket += 1
+
+    def after_fork(self) -> None:
+        """In the child: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()

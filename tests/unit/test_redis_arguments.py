@@ -1,0 +1,99 @@
+"""What is handed to the scripts and read from them, without a server."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from nanolimit import Quota
+from nanolimit.redis import lua, script
+from nanolimit.redis.script import Arguments
+
+CLOCK = 1_700_000_000_000_000
+
+
+def test_the_binding_quota_of_equals_is_the_first() -> None:
+    quotas = Quota(5, per=60), Quota(5, per=60), Quota(4, per=60)
+    live = [4, CLOCK - 5, CLOCK - 7, 0]
+    assert script.decision(quotas, [CLOCK, *live, *live, *live], 1).quota is quotas[2]
+    assert script.decision(quotas[:2], [CLOCK, *live, *live], 1).quota is quotas[0]
+    full = [5, CLOCK - 5, CLOCK - 9, CLOCK - 8]
+    made = script.decision(quotas, [CLOCK, *live, *full, *full], 1)
+    assert not made.allowed
+    assert made.quota is quotas[1]
+    assert made.retry_after == pytest.approx(59.999992, abs=1e-12)
+    assert made.reset_after == pytest.approx(59.999995, abs=1e-12)
+    assert made.refill_after == pytest.approx(59.999991, abs=1e-12)
+    assert made.remaining == 0
+    assert not made.degraded
+    assert script.decision(quotas, [CLOCK, *live, *full, *full], 1, degraded=True).degraded
+
+
+def test_no_lease_of_a_small_limit() -> None:
+    with pytest.raises(ValueError, match="from 20 on, and one is 19"):
+        Arguments((Quota(100, 60), Quota(19, 60))).lent(1, 1)
+    with pytest.raises(ValueError, match="needs units and time"):
+        Arguments((Quota(20, 60),)).lent(0, 1)
+    with pytest.raises(ValueError, match="needs units and time"):
+        Arguments((Quota(20, 60),)).lent(1, 0)
+    with pytest.raises(ValueError, match="nothing to return"):
+        Arguments((Quota(20, 60),)).returned(0, 1)
+
+
+def test_arguments_are_made_once() -> None:
+    arguments = Arguments((Quota(5, 60), Quota(7, 0.5)))
+    assert arguments.of(2) == [b"2", b"60000000", b"5", b"3", b"500000", b"7", b"5"]
+    assert arguments.of(2) is arguments.of(2)
+    for number in range(1, 10):
+        assert arguments.some(number)[0] == b"%d" % number
+    for cost in (-1, 6):
+        with pytest.raises(ValueError, match=f"from 0 to the smallest limit, 5, got {cost}$"):
+            arguments.of(cost)
+    with pytest.raises(ValueError, match="number of requests must be >= 1, got 0"):
+        arguments.some(0)
+
+
+def test_not_more_arguments_are_kept_than_programs_have_costs() -> None:
+    arguments = Arguments((Quota(10_000, 60),))
+    for cost in range(10_000):
+        assert arguments.of(cost)[0] == b"%d" % cost
+    assert len(arguments._kept) == 256
+
+
+def test_windows_are_whole_microseconds_rounded_up() -> None:
+    quota = Quota(1, per=60.0000001)
+    assert Arguments((quota,)).of(1) == [b"1", b"60000001", b"1", b"0"]
+    made = script.decision((quota,), [CLOCK, 1, CLOCK, CLOCK, CLOCK], 1)
+    assert made.quota is quota
+    assert made.retry_after == pytest.approx(60.000001, abs=1e-12)
+
+
+def test_a_cost_beyond_the_limit_asks_for_no_negative_index() -> None:
+    """Which would count from the other end: TAKE_SOME may ask for more than the limit."""
+    assert Arguments((Quota(5, 60), Quota(50, 60))).some(20)[1:] == [
+        b"60000000", b"5", b"0", b"60000000", b"50", b"30",
+    ]  # fmt: skip
+
+
+def test_nothing_costs_nothing() -> None:
+    made = script.decision((Quota(5, 60),), [CLOCK, 7, CLOCK, CLOCK - 9, 0], 0)
+    assert made.allowed
+    assert made.remaining == 0
+
+
+def test_replies_are_read() -> None:
+    assert script.wait_us(7) == 7
+    assert script.waits_us(b"0 17 0") == script.waits_us("0 17 0") == [0, 17, 0]
+    assert script.waits_us(b"") == []
+    assert script.some([3, 17]) == (3, 17)
+    assert script.grant([3, 17, CLOCK]) == script.Grant(units=3, wait_us=17, stamp=CLOCK)
+
+
+def test_scripts_differ_and_are_known_by_what_they_say() -> None:
+    scripts = [getattr(script, name) for name in lua.__all__]
+    assert len({each.sha for each in scripts}) == len({each.name for each in scripts}) == 9
+    for each in scripts:
+        assert each.source.isascii()
+        assert each.sha == hashlib.sha1(each.source.encode()).hexdigest()
+        assert "{" + "_" not in each.source, "a piece was not put in"
