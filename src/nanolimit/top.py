@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nanolimit import _core
 from nanolimit.clock import NS_PER_SECOND, shown
@@ -18,6 +18,8 @@ from nanolimit.quota import whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from typing_extensions import Self
 
     from nanolimit.limiter import Key
 
@@ -52,7 +54,7 @@ class TopKey(_TopKey):
     is never too low. `last_denied` is Unix time in seconds; with a clock of one's own, its seconds.
     """
 
-    exact: bool
+    exact: bool = True
     """Whether `key` is the whole key, so that it can be asked for; False: its text was cut."""
 
     def __new__(
@@ -61,6 +63,14 @@ class TopKey(_TopKey):
         made = super().__new__(cls, key, denied, error, last_denied)
         made.exact = exact
         return made
+
+    def _replace(self, **changes: Any) -> Self:
+        made = super()._replace(**changes)
+        made.exact = self.exact  # a tuple's own knows the fields only
+        return made
+
+    def __replace__(self, **changes: Any) -> Self:  # what copy.replace() calls
+        return self._replace(**changes)
 
     def __getnewargs__(self) -> tuple[Key, int, int, float, bool]:
         return self.key, self.denied, self.error, self.last_denied, self.exact
@@ -183,6 +193,8 @@ def key_of(kind: int, cut: bool, text: bytes) -> tuple[Key, bool]:
         return text, True
     if kind == _INT and not cut:
         return int(text), True
+    if kind == _BYTES:  # cut: what is no text is shown as well, or nothing may be left
+        return f"{text.decode('utf-8', 'backslashreplace')}…", False
     words = text.decode("utf-8", "surrogatepass" if kind == _STR and not cut else "ignore")
     if cut:
         return f"{words}…", False
