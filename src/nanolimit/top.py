@@ -143,6 +143,22 @@ def checked_track_top(track_top: object) -> int:
     return number
 
 
+_offset_s = 0.0
+
+
+def _unix_offset_s(now_ns: int) -> float:
+    """Return what makes a Unix time of a time of the clock that says `now_ns` now.
+
+    The one of last time, unless the clocks have moved against each other: else the same denial
+    would be told of with another time at each look.
+    """
+    global _offset_s
+    offset_s = time.time() - now_ns / NS_PER_SECOND
+    if abs(offset_s - _offset_s) > 0.001:
+        _offset_s = offset_s
+    return _offset_s
+
+
 def merged(
     panes: list[Pane], n: int, now_ns: int | None, fingerprint_of: Callable[[Key], int]
 ) -> list[TopKey]:
@@ -154,7 +170,7 @@ def merged(
         now_ns: What the system's clock says that the table goes by; None: it goes by another one.
         fingerprint_of: What the table knows a key by.
     """
-    offset_s = 0.0 if now_ns is None else time.time() - now_ns / NS_PER_SECOND
+    offset_s = 0.0 if now_ns is None else _unix_offset_s(now_ns)
     counts: dict[tuple[int, int], int] = {}
     unsure: dict[tuple[int, int], int] = {}
     last_ns: dict[tuple[int, int], int] = {}

@@ -257,6 +257,7 @@ def test_times_are_unix_times() -> None:
     after = time.time()
     [found] = limiter.top()
     assert before - 0.01 <= found.last_denied <= after + 0.01
+    assert all(limiter.top() == [found] for _ in range(20)), "the same denial has the same time"
 
 
 def test_another_quota_at_run_time_keeps_them() -> None:
