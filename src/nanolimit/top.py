@@ -64,7 +64,7 @@ class TopKey(_TopKey):
         made.exact = exact
         return made
 
-    def _replace(self, **changes: Any) -> Self:
+    def _replace(self, **changes: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         made = super()._replace(**changes)
         made.exact = self.exact  # a tuple's own knows the fields only
         return made
