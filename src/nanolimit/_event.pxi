@@ -99,8 +99,16 @@ def set_routes(mask: int, names, routes: dict, failed) -> None:
             denied_route, allowed_route = routes.get("denied"), routes.get("allowed")
         event_mask = mask
         event_names = names
-        for limiter in list(live_limiters):
+        for limiter in all_limiters():
             nl_flags_set(<nl_table *>limiter.table, NL_FLAG_EVENTS, is_heard(limiter.name))
+
+
+cdef list all_limiters():
+    while True:
+        try:
+            return list(live_limiters)
+        except RuntimeError:  # without the GIL, one may go while the set is walked through
+            pass
 
 
 cdef bint is_heard(str name) except -1:

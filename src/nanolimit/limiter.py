@@ -338,8 +338,9 @@ class RateLimiter(Verbs, Policies, Offenders):
             denied are counted (``stats().would_deny``) and told of (`Decision.would_deny`).
         track_top: Keep that many of the keys that are denied most, 1 to 1,000, for `top`; 0, none.
             It costs about 1 KiB for each, and a look at every denial. A shared table has room for
-            100 of them, or for more if whoever makes it asks for more; they are counted by those
-            processes that have it on, all together.
+            100 of them, or for more if whoever makes it asks for more, and keeps so many; they are
+            counted by those processes that have it on, all together. `clear` and `reset` leave
+            them: they are a history.
         clock: Any callable that returns float seconds, such as a `ManualClock`. The system's
             monotonic clock when left out, which is fastest. All who share a table give one or
             none of them does, and theirs must show the same time.

@@ -13,7 +13,7 @@ one or more events::
 ========================  ====================================================================
 event                     it is sent when
 ========================  ====================================================================
-``allowed``, ``denied``   a request was decided by allow, check or allow_many
+``allowed``, ``denied``   a request was decided: each that stats() counts, by any method
 ``overflow``              the table was full and ``on_full`` decided, just before that decision
 ``evicted``               a live key was displaced, or evict() dropped idle keys (key is None)
 ``blocked``               a key was blocked: by its denials in a row (`Backoff`), or by block()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nanolimit import _core
 from nanolimit.clock import NS_PER_SECOND, shown
@@ -18,6 +18,8 @@ from nanolimit.quota import whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from typing_extensions import Self
 
     from nanolimit.limiter import Key
 
@@ -52,7 +54,7 @@ class TopKey(_TopKey):
     is never too low. `last_denied` is Unix time in seconds; with a clock of one's own, its seconds.
     """
 
-    exact: bool
+    exact: bool = True
     """Whether `key` is the whole key, so that it can be asked for; False: its text was cut."""
 
     def __new__(
@@ -61,6 +63,14 @@ class TopKey(_TopKey):
         made = super().__new__(cls, key, denied, error, last_denied)
         made.exact = exact
         return made
+
+    def _replace(self, **changes: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        made = super()._replace(**changes)
+        made.exact = self.exact  # a tuple's own knows the fields only
+        return made
+
+    def __replace__(self, **changes: Any) -> Self:  # what copy.replace() calls
+        return self._replace(**changes)
 
     def __getnewargs__(self) -> tuple[Key, int, int, float, bool]:
         return self.key, self.denied, self.error, self.last_denied, self.exact
@@ -133,6 +143,22 @@ def checked_track_top(track_top: object) -> int:
     return number
 
 
+_offset_s = 0.0
+
+
+def _unix_offset_s(now_ns: int) -> float:
+    """Return what makes a Unix time of a time of the clock that says `now_ns` now.
+
+    The one of last time, unless the clocks have moved against each other: else the same denial
+    would be told of with another time at each look.
+    """
+    global _offset_s
+    offset_s = time.time() - now_ns / NS_PER_SECOND
+    if abs(offset_s - _offset_s) > 0.001:
+        _offset_s = offset_s
+    return _offset_s
+
+
 def merged(
     panes: list[Pane], n: int, now_ns: int | None, fingerprint_of: Callable[[Key], int]
 ) -> list[TopKey]:
@@ -144,7 +170,7 @@ def merged(
         now_ns: What the system's clock says that the table goes by; None: it goes by another one.
         fingerprint_of: What the table knows a key by.
     """
-    offset_s = 0.0 if now_ns is None else time.time() - now_ns / NS_PER_SECOND
+    offset_s = 0.0 if now_ns is None else _unix_offset_s(now_ns)
     counts: dict[tuple[int, int], int] = {}
     unsure: dict[tuple[int, int], int] = {}
     last_ns: dict[tuple[int, int], int] = {}
@@ -183,6 +209,8 @@ def key_of(kind: int, cut: bool, text: bytes) -> tuple[Key, bool]:
         return text, True
     if kind == _INT and not cut:
         return int(text), True
+    if kind == _BYTES:  # cut: what is no text is shown as well, or nothing may be left
+        return f"{text.decode('utf-8', 'backslashreplace')}…", False
     words = text.decode("utf-8", "surrogatepass" if kind == _STR and not cut else "ignore")
     if cut:
         return f"{words}…", False

@@ -356,6 +356,23 @@ def test_the_token_is_asked_for(browser: Browser, limiter: RateLimiter, tmp_path
         assert TOKEN not in browser.run("return performance.getEntriesByType('navigation')[0].name")
 
 
+def test_a_table_whose_limiters_keep_no_account(browser: Browser, tmp_path: Path) -> None:
+    """It has room for its top offenders all the same, with nobody in it; and some are denied."""
+    with (
+        RateLimiter("2/minute", shared="plain") as limiter,
+        Served(tmp_path / "log", *COMMAND, "plain", "--port", "{port}") as server,
+    ):
+        browser.open(server.address)
+        browser.connection("live")
+        assert browser.text("#top-empty") == "Nobody was denied in the last 10 minutes."
+        until(lambda: browser.field("denied_per_s") == "0", "it has been read twice")
+        for _ in range(5):
+            limiter.allow("ann")
+        until(lambda: browser.field("denied") == "3", "they are denied")
+        said = "None to show: limiters that were made without track_top=100 don't tell."
+        until(lambda: browser.text("#top-empty") == said, "it does not say that nobody is")
+
+
 def test_a_table_that_goes_and_comes_again(browser: Browser, folder: Path, tmp_path: Path) -> None:
     """`nanolimit dashboard` looks at a table that its owner removes, and later makes anew."""
     with RateLimiter("2/minute", shared="passing") as first:

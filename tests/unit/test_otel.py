@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import subprocess
 import sys
@@ -341,3 +342,10 @@ def test_the_global_provider_may_be_set_later() -> None:
         [sys.executable, "-c", GLOBAL], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "a c d\n", "")
+
+
+def test_without_the_package_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.metrics", None)
+    monkeypatch.delitem(sys.modules, "nanolimit.metrics.otel")
+    with pytest.raises(ImportError, match=r"pip install 'nanolimit\[otel\]'"):
+        importlib.import_module("nanolimit.metrics.otel")

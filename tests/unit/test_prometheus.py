@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import subprocess
 import sys
@@ -385,3 +386,10 @@ def test_beside_the_multi_process_mode_of_the_client(tmp_path: Any) -> None:
     samples = samples_of(text_string_to_metric_families(done.stdout))
     assert samples["requests_total", frozenset()] == 3
     assert samples[sample("decisions_total", limiter="api", result="allowed")] == 1
+
+
+def test_without_the_package_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "nanolimit.metrics.prometheus")
+    with pytest.raises(ImportError, match=r"pip install 'nanolimit\[prometheus\]'"):
+        importlib.import_module("nanolimit.metrics.prometheus")

@@ -185,6 +185,7 @@ class Bad(str):
         ("\u00fc" * 65, "\u00fc" * 64 + "…"),
         ("a" + "\u00fc" * 64, "a" + "\u00fc" * 63 + "…"),
         (b"x" * 129, "x" * 128 + "…"),
+        (b"\xff" * 129, r"\xff" * 128 + "…"),
         (10**150, "1" + "0" * 127 + "…"),
         (2**1025, None),
         (("x" * 200, 1), "('" + "x" * 126 + "…"),
@@ -256,6 +257,7 @@ def test_times_are_unix_times() -> None:
     after = time.time()
     [found] = limiter.top()
     assert before - 0.01 <= found.last_denied <= after + 0.01
+    assert all(limiter.top() == [found] for _ in range(20)), "the same denial has the same time"
 
 
 def test_another_quota_at_run_time_keeps_them() -> None:
@@ -295,6 +297,14 @@ def test_a_result_travels() -> None:
     assert repr(found) == "TopKey(key=b'k', denied=3, error=1, last_denied=2.5)"
     key, count, error, last_denied = found
     assert (key, count, error, last_denied) == tuple(found)
+
+
+def test_a_result_that_is_changed() -> None:
+    """By a named tuple's own ways, which make one without its constructor."""
+    assert TopKey._make(["k", 3, 1, 2.5]).exact
+    cut = TopKey("k…", 3, 1, 2.5, exact=False)._replace(denied=4)
+    assert (cut, cut.exact) == (("k…", 4, 1, 2.5), False)
+    assert TopKey("k", 3, 1, 2.5)._replace(denied=4).exact
 
 
 # --- what is wrong

@@ -41,11 +41,22 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.metrics import Meter, MeterProvider, Observation, get_meter, get_meter_provider
-
 from nanolimit import __version__
 from nanolimit.metrics.measure import MEASURES
 from nanolimit.metrics.roster import Roster, lock
+
+try:
+    from opentelemetry.metrics import (
+        Meter,
+        MeterProvider,
+        Observation,
+        get_meter,
+        get_meter_provider,
+    )
+except ImportError as _error:
+    raise ImportError(
+        "nanolimit.metrics.otel needs opentelemetry-api >= 1.25: pip install 'nanolimit[otel]'"
+    ) from _error
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -37,12 +37,18 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
-
 from nanolimit.metrics.measure import MEASURES
 from nanolimit.metrics.roster import Roster, lock
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.registry import Collector
+except ImportError as _error:
+    raise ImportError(
+        "nanolimit.metrics.prometheus needs prometheus-client >= 0.20: "
+        "pip install 'nanolimit[prometheus]'"
+    ) from _error
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -453,7 +453,10 @@
     $("top-note").hidden = !limiter.track_top;
     say($("top-empty"), !limiter.track_top
       ? "Nobody keeps account of them: make the limiter with track_top=100, and its most denied keys stand here."
-      : limiter.state === "open" ? "Nobody was denied in the last 10 minutes." : "");
+      : limiter.state !== "open" ? ""
+      // A shared table has room for them whether or not its limiters keep them.
+      : limiter.recent.denied ? "None to show: limiters that were made without track_top=100 don't tell."
+      : "Nobody was denied in the last 10 minutes.");
     // While somebody points at a row, or has its button in focus, no row changes places: or the
     // button that is pressed would be another one's.
     const held = $("top").matches(":hover") || body.contains(document.activeElement);
