@@ -1650,7 +1650,10 @@ cdef PyObject *seen_allow "nl_seen_allow" (PyObject *self, nl_table *t, PyObject
         fp = hash_of_str(t, key)
     else:
         fingerprint_of_other(t, <object>key, &fp)
-    outcome = nl_check_any(t, fp, now_ns, 1, NL_QUICKLY, NULL)
+    if t.rule.algorithm == 0:  # here, in line
+        outcome = nl_check(t, fp, now_ns, 1, NL_QUICKLY, NULL)
+    else:
+        outcome = nl_check_any(t, fp, now_ns, 1, NL_QUICKLY, NULL)
     if outcome == NL_DENIED:
         NL_TALLY(t, NL_COUNT_DENIED, 1)
         if flags_of(t) & NL_FLAG_TOP:
