@@ -131,9 +131,11 @@ c: $(MADE)/package $(MADE)/group-test $(if $(NANOLIMIT_REQUIRE_TOOLS),$(MADE)/gr
 mutants: $(MADE)/package $(MADE)/group-test ## plant known bugs one by one; each must be caught
 	$(PY) tests/mutants/run.py
 
+# What hardly comes near the extension is left out: it takes minutes there.
+FAR_FROM_C := $(wildcard tests/unit/test_dashboard_*.py tests/unit/test_redis_*.py tests/unit/test_cli_*.py) tests/unit/test_supervisor.py
 .PHONY: sanitize
 sanitize: $(MADE)/group-build ## the extension under AddressSanitizer and UBSan (gcc on Linux)
-	$(PYTHON) .ci/sanitize.py tests/unit tests/property
+	$(PYTHON) .ci/sanitize.py $(filter-out $(FAR_FROM_C),$(wildcard tests/unit/test_*.py)) tests/property
 
 .PHONY: instructions
 instructions: $(MADE)/package $(MADE)/group-test ## callgrind's count of one hot allow, against the baseline

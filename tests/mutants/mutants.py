@@ -764,22 +764,6 @@ MUTANTS = [
         "tests/unit/test_top.py::test_it_forgets_by_panes",
     ),
     Mutant(
-        "the-dead-keep-their-pane",
-        CORE + "top.h",
-        "if (tries + 1 < NL_TOP_TRIES && nl_owner_is_dead(us, owner)) continue;",
-        "",
-        "a newcomer after a death is not missed",
-        "tests/crash/test_top_death.py::test_death_with_room_for_more",
-    ),
-    Mutant(
-        "half-an-entry-is-believed",
-        CORE + "top.h",
-        "if (word & NL_TOP_TURN) { /* it is nobody's",
-        "if (0) { /* it is nobody's",
-        "who died while he gave an entry away left an odd turn",
-        "tests/crash/test_top_death.py::test_who_comes_after_the_dead_finds_it_whole",
-    ),
-    Mutant(
         "without-an-entry-means-never",
         "src/nanolimit/top.py",
         "everybody += missed + least",
