@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -268,3 +269,35 @@ def test_nothing_is_lost_while_others_go_on() -> None:
         counted[key] += allowed(limiter, key, 400)
     assert counted == [300] * 20
     verify(limiter)
+
+
+def test_no_key_looks_empty_while_it_moves() -> None:
+    """Whoever looks at a key just then finds it in one table or in the other."""
+    clock = ManualClock(1_000.0)
+    empty: list[object] = []
+    pause_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(15):
+            limiter = RateLimiter(300, per=60, clock=clock, max_keys=5_000)
+            stop = threading.Event()
+
+            def ask(n: int, limiter: RateLimiter = limiter, stop: threading.Event = stop) -> None:
+                while not stop.is_set():
+                    n += 1
+                    limiter.allow(n % 20)
+                    if limiter.peek(n % 20).remaining == 300:
+                        empty.append(n % 20)
+                        return
+
+            threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+            for thread in threads:
+                thread.start()
+            for per in (3_600, 60, 90, 86_400, 30, 60) * 6:
+                limiter.update(300, per=per)
+            stop.set()
+            for thread in threads:
+                thread.join(120)
+    finally:
+        sys.setswitchinterval(pause_s)
+    assert empty == []

@@ -708,9 +708,8 @@ static inline nl_outcome nl_check_any(nl_table *t, nl_fingerprint fp, uint64_t n
     return t->rule.algorithm ? nl_meter_check(t, fp, now_ns, cost, patience, view) : nl_check(t, fp, now_ns, cost, patience, view);
 }
 
-/* Would it fit? Counts nothing, inserts nothing. NL_ALLOWED, NL_DENIED, NL_MOVED or (quick) NL_WOULD_WAIT. */
-static inline nl_outcome nl_peek_at(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t limit, uint32_t cost, nl_patience patience,
-                                    nl_view *view) {
+static inline nl_outcome nl_peek_here(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t limit, uint32_t cost,
+                                      nl_patience patience, nl_view *view) {
     nl_now now = nl_rule_now(&t->rule, now_ns);
     for (;;) {
         nl_slot *slot;
@@ -758,6 +757,24 @@ static inline nl_outcome nl_peek_at(nl_table *t, nl_fingerprint fp, uint64_t now
         }
         return !cost || view->used + cost <= limit ? NL_ALLOWED : NL_DENIED; /* (a limit may have been lowered) */
     }
+}
+
+/* Would it fit? Counts nothing, inserts nothing. NL_ALLOWED, NL_DENIED, NL_MOVED or (quick) NL_WOULD_WAIT. */
+static inline nl_outcome nl_peek_at(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t limit, uint32_t cost, nl_patience patience,
+                                    nl_view *view) {
+    const bool is_heir = nl_table_before(t) != NULL;
+    nl_outcome outcome = nl_peek_here(t, fp, now_ns, limit, cost, patience, view);
+    if (outcome & (NL_WOULD_WAIT | NL_MOVED) || view->used) return outcome;
+    /* A slot that looks empty may be on its way: in the index here already, and not yet stamped; or its count gone from here, and not
+     * yet its fingerprint. */
+    nl_fence_acquire();
+    if (NL_UNLIKELY(is_heir)) {
+        if (t->take_key(t, fp, patience) == NL_WOULD_WAIT) return NL_WOULD_WAIT;
+        outcome = nl_peek_here(t, fp, now_ns, limit, cost, patience, view);
+        if (outcome & (NL_WOULD_WAIT | NL_MOVED) || view->used) return outcome;
+        nl_fence_acquire();
+    }
+    return NL_UNLIKELY(nl_table_after(t)) ? NL_MOVED : outcome;
 }
 
 static inline nl_outcome nl_peek(nl_table *t, nl_fingerprint fp, uint64_t now_ns, uint32_t cost, nl_patience patience, nl_view *view) {
