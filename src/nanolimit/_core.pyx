@@ -622,6 +622,16 @@ cdef Decision new_decision(Limiter limiter, nl_table *t, int outcome, nl_view *v
 
 cdef dict ON_FULL = {"allow": 0, "deny": 1, "evict": 2}
 
+# Without the GIL a thread may be about to take a reference to what another one puts something else in the place of: there a quota
+# that was in force once stays, some 200 bytes for each update(). (With it, nothing is kept.)
+cdef list kept = []
+
+
+cdef int keep_alive(object replaced) except -1:
+    if not NL_HAS_GIL and replaced is not None:
+        kept.append(replaced)
+    return 0
+
 
 @cython.final
 cdef class Limiter:
@@ -731,6 +741,7 @@ cdef class Limiter:
         """The quota in force. Of a shared table, the limit may be changed by others."""
         cdef uint32_t limit = nl_load32(&(<nl_table *>self.table).head.limit)
         if limit != self.quota_limit and self.make_quota is not None:
+            keep_alive(self.quota_now)
             self.quota_now = self.make_quota(limit)
             self.quota_limit = limit
         return self.quota_now
@@ -742,6 +753,7 @@ cdef class Limiter:
             return quota
         other = self.other_quota
         if other is None or other.limit != limit or other.window_ns != quota.window_ns:
+            keep_alive(other)
             self.other_quota = other = self.make_quota(limit)
         return other
 
@@ -783,6 +795,8 @@ cdef class Limiter:
         with self.updating:
             t = <nl_table *>self.table
             if quota.window_ns == t.head.window_ns and limit <= nl_rule_most(&t.rule):
+                keep_alive(self.quota_now)
+                keep_alive(self.make_quota)
                 self.quota_now = quota
                 self.make_quota = make_quota
                 self.quota_limit = limit
@@ -853,6 +867,9 @@ cdef class Limiter:
             new.own_flags = (flags_of(old) & ~NL_FLAG_ALGORITHM) | (new.own_flags & NL_FLAG_ALGORITHM)
             nl_succeed(old, new, now_ns)
             self.table = new
+            keep_alive(self.quota_now)
+            keep_alive(self.make_quota)
+            keep_alive(self.other_quota)
             self.quota_now = quota
             self.make_quota = make_quota
             self.quota_limit = limit

@@ -737,7 +737,7 @@ MUTANTS = [
         "had == UINT32_MAX ? had : had + 1;",
         "1;",
         "a key without an entry may have been denied as often as the least of those with one",
-        "tests/property/test_top_errors.py",
+        "tests/unit/test_top.py::test_more_keys_than_there_is_room_for",
     ),
     Mutant(
         "errors-forgotten",
@@ -745,7 +745,7 @@ MUTANTS = [
         "nl_store32(&entry->error, had);",
         "nl_store32(&entry->error, 0);",
         "so many of them may have been others'",
-        "tests/property/test_top_errors.py",
+        "tests/unit/test_top.py::test_more_keys_than_there_is_room_for",
     ),
     Mutant(
         "anybody-is-ousted",
@@ -753,7 +753,7 @@ MUTANTS = [
         "if ((uint32_t)word != counts[0]) {",
         "if (0) {",
         "the heap learns late of counts that grew",
-        "tests/property/test_top_errors.py",
+        "tests/unit/test_top.py::test_more_keys_than_there_is_room_for",
     ),
     Mutant(
         "panes-never-emptied",
