@@ -77,10 +77,7 @@ def test_what_is_shown_tells_keys_apart_too(limiter: RateLimiter) -> None:
 def test_a_lone_surrogate(limiter: RateLimiter) -> None:
     """Of a file name or a header, decoded with surrogateescape."""
     key = "caf\udce9"
-    try:
-        use_up(limiter, key)
-    except (ValueError, TypeError):
-        pytest.skip("no key of a limiter")
+    use_up(limiter, key)
     app = dashboard.app(limiter)
     (entry,) = entries(app)
     assert entry["key"] == ["caf", "U+DCE9", ""]

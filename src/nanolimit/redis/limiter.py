@@ -136,7 +136,7 @@ class RedisRateLimiter(Dialog):
             LimiterClosedError: The limiter is closed.
             StoreUnavailableError: Only with ``on_error="raise"``.
 
-        One round trip; half a microsecond where a denial is repeated. `timeout` at most.
+        One round trip; none where a denial is repeated. `timeout` at most.
         """
         units = cost if type(cost) is int and 0 <= cost <= self._least else self._units(cost)
         place = self._place(key)

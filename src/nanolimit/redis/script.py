@@ -145,7 +145,7 @@ class Arguments:
         """Return ARGV of GRANT: for up to `units`, to be used up within `ttl_us` microseconds.
 
         While they are lent, what others count for the key is put behind them in the list. That
-        takes Redis about 10 us longer behind 10 units, 50 us behind a thousand.
+        takes Redis longer, the more units lie before it: keep `units` to a thousand.
 
         Raises:
             ValueError: There is nothing to lend, or no time; or a limit is below 20.
