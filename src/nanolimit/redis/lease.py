@@ -25,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
@@ -74,8 +75,7 @@ def _clock() -> Callable[[], float]:
     number = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
     if number is None:
         return time.monotonic
-    gettime = time.clock_gettime
-    return lambda: gettime(number)
+    return partial(time.clock_gettime, number)
 
 
 #: Seconds of the clock by which leases end here. It never goes back.
