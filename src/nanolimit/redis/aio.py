@@ -106,10 +106,7 @@ class AsyncRedisRateLimiter(Dialog):
             lease=lease,
         )
         self._wire = wire
-        self._watcher: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        # The loop itself does not keep its tasks alive.
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._begin_watching()
         self._sender = Coalescer(wire, self._arguments) if coalesce else wire
         self._loop = None
         self._begin_waiting()
@@ -297,6 +294,12 @@ class AsyncRedisRateLimiter(Dialog):
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def _begin_watching(self) -> None:
+        self._watcher: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        # The loop itself does not keep its tasks alive.
+        self._tasks: set[asyncio.Task[Any]] = set()
+
     # A line for each key that somebody waits for: the first asks, those behind it wait until it
     # has gone. All in one loop, and so without a lock.
 
@@ -356,3 +359,4 @@ class AsyncRedisRateLimiter(Dialog):
         """In the child: nobody waits, for the tasks that did are the parent's."""
         super().after_fork()
         self._begin_waiting()
+        self._begin_watching()
