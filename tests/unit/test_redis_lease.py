@@ -975,6 +975,9 @@ def test_without_room_for_a_thread_the_next_loan_tries_again(
         with monkeypatch.context() as patch:
             patch.setattr(limiter_module.supervisor, "start", full)
             hot(limiter)
+            with RedisRateLimiter("100/minute", store, name="other", lease=Lease()) as other:
+                hot(other)
+            assert store.calls[-1] == "return"  # close does it by itself
         assert limiter._keeper is None
         for _ in range(HOT):
             assert limiter.allow("k")

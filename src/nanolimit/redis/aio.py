@@ -73,6 +73,9 @@ class AsyncRedisRateLimiter(Dialog):
 
     _loop: asyncio.AbstractEventLoop | None
     _sender: Coalescer | AsyncWire
+    _tasks: set[asyncio.Task[Any]]
+    _timer: asyncio.TimerHandle | None
+    _watcher: asyncio.AbstractEventLoop | None
 
     def __init__(
         self,
@@ -295,10 +298,11 @@ class AsyncRedisRateLimiter(Dialog):
         return task
 
     def _begin_watching(self) -> None:
-        self._watcher: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        # Whose timer it is.
+        self._watcher = None
+        self._timer = None
         # The loop itself does not keep its tasks alive.
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = set()
 
     # A line for each key that somebody waits for: the first asks, those behind it wait until it
     # has gone. All in one loop, and so without a lock.
