@@ -25,7 +25,7 @@ import redis_journal
 from nanolimit import Quota, telemetry
 from nanolimit.redis import AsyncRedisRateLimiter, RedisRateLimiter, StoreUnavailableError
 from redis_load import RECORD, Load, crowd, eventually, hammer, most_in_a_window, stamps
-from redis_server import RedisCluster, RedisServer
+from redis_server import RedisCluster, RedisServer, on_both
 
 TIMEOUT_S = 0.2
 #: What a busy machine may add: a thread that is ready to run waits for a core.
@@ -35,8 +35,8 @@ HUGE = Quota(1_000_000, per=3600.0)
 
 
 @pytest.fixture(scope="module")
-def shared_server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
+def shared_server(binary: str) -> Iterator[RedisServer]:
+    with RedisServer(binary=binary) as server:
         yield server
 
 
@@ -48,9 +48,9 @@ def server(shared_server: RedisServer) -> RedisServer:
 
 
 @pytest.fixture
-def own() -> Iterator[RedisServer]:
+def own(binary: str) -> Iterator[RedisServer]:
     """A server that the test may treat badly."""
-    with RedisServer() as server:
+    with RedisServer(binary=binary) as server:
         yield server
 
 
@@ -150,8 +150,9 @@ def test_wrong_clients_and_urls() -> None:
             kind("1/second", given)
 
 
-def test_a_cluster() -> None:
-    with RedisCluster() as cluster:
+@on_both
+def test_a_cluster(binary: str) -> None:
+    with RedisCluster(binary=binary) as cluster:
         client = redis.RedisCluster(host=cluster.nodes[0].host, port=cluster.nodes[0].port)
         keys = [f"user:{number}" for number in range(60)]
         for given in (client, cluster.url):
@@ -193,6 +194,7 @@ def test_four_processes_on_one_key(server: RedisServer) -> None:
     assert all(each.denied for each in told)
 
 
+@on_both
 def test_a_crowd_against_a_model(server: RedisServer) -> None:
     """Four processes, 5,000 times any verb: each answer is the one that a model gives."""
     context = multiprocessing.get_context("spawn")
@@ -240,6 +242,7 @@ def test_threads_that_wait_for_one_key(server: RedisServer) -> None:
 # --- faults
 
 
+@on_both
 def test_killed_and_restarted_under_load(own: RedisServer) -> None:
     events: list[str] = []
     telemetry.attach("test", ["degraded", "recovered"], lambda event, *_: events.append(event))
@@ -283,6 +286,7 @@ def test_stopped_for_three_seconds_under_load(own: RedisServer) -> None:
     assert stats.unknown > 0
 
 
+@on_both
 def test_a_lost_reply_is_counted_once(own: RedisServer) -> None:
     with RedisRateLimiter([HUGE], own.url, timeout=TIMEOUT_S, name="api") as limiter:
         assert limiter.allow("k")
@@ -297,6 +301,7 @@ def test_a_lost_reply_is_counted_once(own: RedisServer) -> None:
     assert len(record) == 3
 
 
+@on_both
 def test_the_scripts_are_forgotten_under_load(server: RedisServer) -> None:
     with RedisRateLimiter([Quota(100, per=0.2), RECORD], server.url, timeout=2) as limiter:
         with Load(limiter).running():
@@ -310,6 +315,7 @@ def test_the_scripts_are_forgotten_under_load(server: RedisServer) -> None:
     assert stats.allowed < units <= 2 * stats.allowed
 
 
+@on_both
 def test_clients_are_killed_under_load(server: RedisServer) -> None:
     with RedisRateLimiter([HUGE], server.url, timeout=TIMEOUT_S) as limiter:
         with Load(limiter).running() as load:
@@ -320,6 +326,7 @@ def test_clients_are_killed_under_load(server: RedisServer) -> None:
         eventually(lambda: not limiter.check("k").degraded)
 
 
+@on_both
 def test_out_of_memory(own: RedisServer) -> None:
     with RedisRateLimiter("5/minute", own.url, on_error="local") as limiter:
         assert limiter.allow("k")
