@@ -444,7 +444,7 @@ class Dialog:
         self._last_reason = fault.reason
         self._counters.count_failure(unknown=fault.outcome_unknown)
         now_s = monotonic()
-        if not self._breaker.failed(ticket, now_s):
+        if not self._breaker.failed(ticket, now_s, fault.origin):
             return
         with self._changing:
             if self._degraded_since_s is not None:
