@@ -117,7 +117,7 @@ class Report:
                 table.add_row(*_count_row(count, total, users))
             console.print(table)
         if total:
-            alone = ", alone" if len(outcome.quotas) > 1 else ""
+            alone = ", alone," if len(outcome.quotas) > 1 else ""
             title(
                 console,
                 f"The lowest limit{alone} that denies less than a given share of the requests",
