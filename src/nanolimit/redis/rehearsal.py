@@ -11,6 +11,7 @@ gone (`Expiry`).
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import chain
@@ -33,6 +34,7 @@ AT_ONCE = 256
 _ASKED = "call('TIME')"
 # Seconds and microseconds, as TIME says them; ARGV is then what the rest of the script expects.
 _NAMED = "{0, table.remove(ARGV)}"
+_CLOCK = re.compile(r"\bTIME\b")
 
 
 def timed(plain: Script) -> Script:
@@ -42,8 +44,11 @@ def timed(plain: Script) -> Script:
         ValueError: The script does not ask for the time, or more than once.
     """
     number = plain.source.count(_ASKED)
-    if number != 1 or plain.source.count("TIME'") != 1:
-        raise ValueError(f"the script {plain.name!r} asks {number} times for the time, not once")
+    if number != 1 or len(_CLOCK.findall(plain.source)) != 1:
+        raise ValueError(
+            f"the script {plain.name!r} does not ask for the time once, by {_ASKED}: it can't be "
+            f"given another"
+        )
     return Script.of(f"timed_{plain.name}", plain.source.replace(_ASKED, _NAMED))
 
 
