@@ -407,6 +407,8 @@ def test_an_interrupt_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     number: int,
 ) -> None:
+    # Where the tests run in the background, the shell has them ignore Ctrl-C.
+    before = signal.signal(number, signal.default_int_handler)
     seen: list[int] = []
 
     def interrupt() -> None:
@@ -414,7 +416,10 @@ def test_an_interrupt_leaves_nothing(
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Stage, "take_many", after(3, interrupt))
-    code, out, err = command("replay", sample, "--redis", server.url)
+    try:
+        code, out, err = command("replay", sample, "--redis", server.url)
+    finally:
+        signal.signal(number, before)
     assert (code, out, err.strip()) == (130, "", "nanolimit: interrupted")
     assert seen[0] > 0
     assert server.ask("DBSIZE") == 0

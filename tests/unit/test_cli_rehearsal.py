@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,15 @@ def test_the_busiest_moment_is_the_first_with_the_most_lists() -> None:
 # Interrupts
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Where the tests run in the background, the shell has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_for_the_check() -> None:
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -123,6 +133,7 @@ def test_an_interrupt_waits_for_the_check() -> None:
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_second_interrupt_does_not_wait() -> None:
     with deferred():
         signal.raise_signal(signal.SIGINT)
