@@ -113,7 +113,7 @@ class AsyncRedisRateLimiter(Dialog):
         denials = self._denials
         if self._closed:
             self._refuse_if_closed()
-        if denials is not None and denials.get(place, units, monotonic()) is not None:
+        if denials is not None and denials.left_s(place, units, monotonic()):
             self._counters.count_repeated()
             if telemetry.is_wanted("denied"):
                 telemetry.emit("denied", units, self._name, key)
