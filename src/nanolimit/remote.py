@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from nanolimit.errors import NanolimitError
 from nanolimit.limiter import RateLimiter
@@ -175,22 +175,17 @@ def check_kind(limiter: object, awaits: bool, where: str) -> None:
         TypeError: It blocks where others wait for the loop, or is to be awaited where no loop is.
     """
     if isinstance(limiter, AsyncRemoteRateLimiter) and not awaits:
-        _refuse(limiter, f"is awaited, which {where} can't do: give it a", "Async", "")
-    if isinstance(limiter, RemoteRateLimiter) and awaits:
-        _refuse(
-            limiter,
-            f"would block the event loop of {where} while its store is asked: give it an",
-            "",
-            "Async",
+        kind = type(limiter).__name__
+        raise TypeError(
+            f"limiter {limiter.name!r} is an {kind}, which must be awaited, and {where} does not "
+            f"await: give a {kind.removeprefix('Async')}"
         )
-
-
-def _refuse(limiter: Remote, why: str, prefix: str, other: str) -> NoReturn:
-    kind = type(limiter).__name__
-    raise TypeError(
-        f"limiter {limiter.name!r} is {'an' if prefix else 'a'} {kind}, which {why} "
-        f"{other}{kind.removeprefix(prefix)}"
-    )
+    if isinstance(limiter, RemoteRateLimiter) and awaits:
+        kind = type(limiter).__name__
+        raise TypeError(
+            f"limiter {limiter.name!r} is a {kind}, which would block the event loop of {where} "
+            f"while its store is asked: give an Async{kind}"
+        )
 
 
 def check_cost(limiter: AnyLimiter, cost: Any) -> None:

@@ -125,10 +125,7 @@ class Limit:
         key = _checked_key(key)
         if shared is not None:
             if is_limiter(limiter):
-                raise TypeError(
-                    f"shared goes with a quota; a {type(limiter).__name__} says itself what it "
-                    "shares"
-                )
+                raise TypeError("shared goes with a quota; a limiter says itself what it shares")
             limiter = RateLimiter(limiter, shared=shared, on_mismatch="replace")  # type: ignore[arg-type]
         self.extension = extension
         self.override_defaults = override_defaults

@@ -193,9 +193,7 @@ class Guard:
         if shared is None:
             limiter = limiter_of(limit)
         elif is_limiter(limit):
-            raise TypeError(
-                f"shared goes with a quota; a {type(limit).__name__} is given its table itself"
-            )
+            raise TypeError("shared goes with a quota; a limiter is given its table itself")
         else:
             limiter = RateLimiter(limit, shared=shared)  # type: ignore[arg-type]
         self._gate = Gate(limiter, key, cost, headers, on_error, name)  # type: ignore[arg-type]
@@ -390,7 +388,7 @@ def _around(endpoint: F, guard: Guard) -> F:
     if inspect.iscoroutinefunction(found):
         guard.goes_with(True, f"the coroutine function {name}")
         return _around_coroutine(found, guard)  # type: ignore[return-value]
-    guard.goes_with(False, f"{name}, which is no coroutine function,")
+    guard.goes_with(False, f"the plain function {name}")
     if guard.waits:
         raise TypeError(
             "a key function or on_denied that is a coroutine function needs an endpoint that is "
