@@ -657,7 +657,9 @@ def _refusal(
     refused: Refused, request: Request
 ) -> BadRequest | InternalServerError | ServiceUnavailable:
     body = refusal(refused.status, refused.detail, request.headers.get("Accept", ""))
-    response = Response(body.content, refused.status, content_type=body.content_type)
+    response = Response(
+        body.content, refused.status, refused.fields, content_type=body.content_type
+    )
     if refused.status == 503:
         return ServiceUnavailable(refused.detail, response, retry_after=refused.retry_after_s)
     kind = BadRequest if refused.status == 400 else InternalServerError
