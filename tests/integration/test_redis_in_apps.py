@@ -294,7 +294,7 @@ def test_flask_without_a_store(nowhere: str) -> None:
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert answer.json["title"] == "Service Unavailable"
     app = flask_app(blocking(nowhere, on_error="raise"), on_error="allow")[0]
-    app.get("/other")(lambda: "ok")
+    app.get("/other", endpoint="other")(lambda: "ok")
     assert app.test_client().get("/other").text == "ok"
 
 
