@@ -29,8 +29,10 @@ from nanolimit.redis.denials import Denials, SharedDenials, open_table
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.fork import renew_after_fork
 from nanolimit.redis.lease import Lease, Loans, Order, checked_lease, clock_s
+from nanolimit.redis.limit import Limiting
 from nanolimit.redis.name import Names
 from nanolimit.redis.policy import Policy, checked_on_error
+from nanolimit.remote import enlist
 
 if TYPE_CHECKING:
     import os
@@ -66,7 +68,7 @@ RETURNS = 256
 _US_PER_SECOND = 1_000_000
 
 
-class Dialog:
+class Dialog(Limiting):
     """What the two limiters have in common: all but how one waits for a reply."""
 
     __slots__ = (
@@ -132,6 +134,7 @@ class Dialog:
         # Reentrant, like every lock of the face.
         self._changing = threading.RLock()
         renew_after_fork(self)
+        enlist(self)
 
     # -- what is known without the store
 
@@ -408,6 +411,36 @@ class Dialog:
             denials.put(place, units, sent_s, wait_s, epoch)
         # From when it was sent: what the reply took is over already.
         return False, sent_s + wait_s - monotonic()
+
+    def _trying(
+        self, key: Key, place: bytes, units: int
+    ) -> Generator[Request, Any, tuple[Decision, float]]:
+        """Of `slot`, and of `limit` with ``wait=True``: as `_attempting`, but with a Decision."""
+        denials = self._denials
+        epoch: object = None
+        sent_s = monotonic()
+        if denials is not None:
+            epoch = denials.epoch
+            told = denials.told(place, units, sent_s)
+            if told is not None:
+                return told, denials.left_s(place, units, sent_s)
+        request = script.TELL, self._names.of(key), self._arguments.of(units)
+        sent_s = monotonic()
+        try:
+            reply = yield from self._asking(request, sent_s)
+        except Unavailable as fault:
+            decision = self._policy.claim(key, units, fault)
+            if decision.allowed:
+                self._counters.count(1, 0, degraded=True)
+            return decision, self._policy.wait_s(decision)
+        decision = script.decision(self._quotas, reply, units)
+        if decision.allowed:
+            self._tell(True, key, units)
+            return decision, 0.0
+        retry_s = decision.retry_after
+        if denials is not None:
+            denials.put(place, units, sent_s, retry_s, epoch, decision, monotonic())
+        return decision, sent_s + retry_s - monotonic()
 
     def _allowing_many(
         self, keys: tuple[Key, ...], units: int, clustered: bool
