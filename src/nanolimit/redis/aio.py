@@ -18,11 +18,14 @@ from nanolimit.redis.coalesce import Coalescer
 from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.lease import Loans, Order, clock_s
+from nanolimit.redis.limit import AsyncLimited
 from nanolimit.redis.limiter import LEAST_PAUSE_S
+from nanolimit.redis.slot import AsyncSlot
+from nanolimit.remote import AsyncRemoteRateLimiter
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import timedelta
     from types import TracebackType
 
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncRedisRateLimiter"]
 
 
-class AsyncRedisRateLimiter(Dialog):
+class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
     """A `RedisRateLimiter` whose verbs are awaited, for tasks of asyncio.
 
     ```python
@@ -70,6 +73,8 @@ class AsyncRedisRateLimiter(Dialog):
     """
 
     __slots__ = ("_asleep", "_lines", "_loop", "_sender", "_tasks", "_timer", "_watcher", "_wire")
+
+    _limited = AsyncLimited
 
     _loop: asyncio.AbstractEventLoop | None
     _sender: Coalescer | AsyncWire
@@ -130,7 +135,7 @@ class AsyncRedisRateLimiter(Dialog):
             if telemetry.is_wanted("allowed"):
                 telemetry.emit("allowed", units, self._name, key)
             return True
-        if denials is not None and denials.get(place, units, monotonic()) is not None:
+        if denials is not None and denials.left_s(place, units, monotonic()):
             self._counters.count_repeated()
             if telemetry.is_wanted("denied"):
                 telemetry.emit("denied", units, self._name, key)
@@ -183,24 +188,15 @@ class AsyncRedisRateLimiter(Dialog):
         timeout_ns = checked_timeout(timeout)
         if not units:
             return True
-        over_s = None if timeout_ns is None else monotonic() + timeout_ns / NS_PER_SECOND
-        if not await self._queue(place, over_s):
-            return False
-        try:
-            while True:
-                self._refuse_if_closed()
-                granted, wait_s = await self._hold(self._attempting(key, place, units))
-                if granted:
-                    return True
-                wait_s = max(wait_s, LEAST_PAUSE_S)
-                if over_s is not None:
-                    left_s = over_s - monotonic()
-                    if left_s <= 0:
-                        return False
-                    wait_s = min(wait_s, left_s)
-                await self._sleep(wait_s)
-        finally:
-            self._step_out(place)
+        ask = partial(self._attempting, key, place, units)
+        return bool(await self._until_granted(place, timeout_ns, ask))
+
+    def slot(self, key: Key, cost: int = 1, timeout: float | timedelta | None = None) -> AsyncSlot:
+        """Return what waits where a block begins: ``async with limiter.slot(key):``.
+
+        As `RedisRateLimiter.slot`.
+        """
+        return AsyncSlot(self, key, cost, timeout)
 
     async def close(self) -> None:
         """Close the connections. Using the limiter afterwards raises `LimiterClosedError`.
@@ -303,6 +299,50 @@ class AsyncRedisRateLimiter(Dialog):
         self._timer = None
         # The loop itself does not keep its tasks alive.
         self._tasks = set()
+
+    async def _waited(
+        self, key: Key, cost: int, timeout: float | timedelta | None
+    ) -> tuple[Decision, bool]:
+        """Do what `acquire` does; what was decided last, and whether it was counted."""
+        place, units = self._asked(key, cost)
+        timeout_ns = checked_timeout(timeout)
+        if not units:
+            return await self._hold(self._peeking(key, 0)), True
+        ask = partial(self._trying, key, place, units)
+        decision: Decision | None = await self._until_granted(place, timeout_ns, ask)
+        if decision is None:  # others were before it in line
+            return await self._hold(self._peeking(key, units)), False
+        return decision, decision.allowed
+
+    async def _until_granted(
+        self,
+        place: bytes,
+        timeout_ns: int | None,
+        ask: Callable[[], Generator[Any, Any, tuple[R, float]]],
+    ) -> R | None:
+        """Ask, and again after as many seconds as were told, until the answer is yes.
+
+        Returns:
+            The last answer; None: the time was up before it could ask.
+        """
+        over_s = None if timeout_ns is None else monotonic() + timeout_ns / NS_PER_SECOND
+        if not await self._queue(place, over_s):
+            return None
+        try:
+            while True:
+                self._refuse_if_closed()
+                answer, wait_s = await self._hold(ask())
+                if answer:
+                    return answer
+                wait_s = max(wait_s, LEAST_PAUSE_S)
+                if over_s is not None:
+                    left_s = over_s - monotonic()
+                    if left_s <= 0:
+                        return answer
+                    wait_s = min(wait_s, left_s)
+                await self._sleep(wait_s)
+        finally:
+            self._step_out(place)
 
     # A line for each key that somebody waits for: the first asks, those behind it wait until it
     # has gone. All in one loop, and so without a lock.
