@@ -218,36 +218,45 @@ def test_a_reset_elsewhere_is_seen_when_the_lease_is_over(make: Make, server: Re
 # --- what goes wrong
 
 
-def test_a_forked_child_has_none_of_its_parents_leases(server: RedisServer) -> None:
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_a_forked_child_has_none_of_its_parents_leases(server: RedisServer, kind: str) -> None:
     code = """
-        import os, sys
-        from nanolimit.redis import Lease, RedisRateLimiter
+        import asyncio, os, sys
+        from nanolimit.redis import AsyncRedisRateLimiter, Lease, RedisRateLimiter
 
-        limiter = RedisRateLimiter(
-            "100000/hour", sys.argv[1], name="own", timeout=20, lease=Lease(ttl=30)
-        )
-        assert all(limiter.allow("k") for _ in range(50))
+        threads = sys.argv[2] == "threads"
+        made = RedisRateLimiter if threads else AsyncRedisRateLimiter
+        limiter = made("100000/hour", sys.argv[1], name="own", timeout=20, lease=Lease(ttl=30))
+        loop = asyncio.new_event_loop()
+
+        def wait(answer):
+            return answer if threads else loop.run_until_complete(answer)
+
+        def ask(number):
+            return all([wait(limiter.allow("k")) for _ in range(number)])
+
+        assert ask(50)
         held = sum(len(loan.tokens) for loan in limiter._loans._kept.values())
         assert held > 20
-        assert limiter._keeper.alive
+        assert not threads or limiter._keeper.alive
         children = []
         for _ in range(2):
             child = os.fork()
             if not child:
+                loop = asyncio.new_event_loop()
                 ok = not len(limiter._loans) and limiter.stats().leased == 50 - 3 - 3
-                ok = ok and all(limiter.allow("k") for _ in range(50))
-                ok = ok and len(limiter._loans) == 1
-                limiter.close()  # the child's own rest goes back, the parent's does not
+                ok = ok and ask(50) and len(limiter._loans) == 1
+                wait(limiter.close())  # the child's own rest goes back, the parent's does not
                 os._exit(0 if ok else 1)
             children.append(child)
         assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
         before = limiter.stats().leased
-        assert all(limiter.allow("k") for _ in range(held))
+        assert ask(held)
         assert limiter.stats().leased == before + held
-        limiter.close()
+        wait(limiter.close())
         print(50 + 2 * 50 + held)
     """
-    allowed = int(run_alone(code, server.url))
+    allowed = int(run_alone(code, server.url, kind))
     assert counted(server, per_us=3_600_000_000) == allowed
 
 

@@ -819,6 +819,23 @@ def test_reset_drops_the_loan(make: Make, store: Store) -> None:
     assert "return" not in store.calls
 
 
+def test_while_a_reset_is_on_its_way_nothing_is_used(make: Make, store: Store) -> None:
+    limiter = make("100/minute")
+    hot(limiter)
+    place = limiter._place("k")
+    seen = []
+
+    def look() -> None:
+        seen.append((store.calls[-1], limiter._loans.take(place, 1, store.now_s)))
+        seen.append(limiter._loans.order(place, [b"name"], 1, store.now_s))
+
+    store.on_call = look
+    limiter.reset("k")
+    store.on_call = lambda: None
+    assert seen == [("reset", False), None]
+    hot(limiter)
+
+
 def test_a_reset_that_failed_drops_the_loan_too(make: Make, store: Store) -> None:
     limiter = make("100/minute")
     hot(limiter)
@@ -941,6 +958,8 @@ def test_a_thread_gives_back_what_nobody_uses(monkeypatch: pytest.MonkeyPatch) -
         hot(limiter)
         keeper = limiter._keeper
         assert keeper is not None
+        # In the child of a fork it begins with nothing, whoever is told first.
+        assert keeper._in_child == limiter._loans.after_fork  # type: ignore[union-attr]
         assert returned.wait(30)
         assert counted(store) == 4
         assert keeper.stop(30)  # it has nothing to do
