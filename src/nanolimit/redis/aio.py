@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Coroutine, Generator
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from nanolimit import telemetry
 from nanolimit.clock import NS_PER_SECOND
 from nanolimit.line import checked_timeout
+from nanolimit.redis import script
 from nanolimit.redis.aiowire import AsyncWire
 from nanolimit.redis.coalesce import Coalescer
 from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
+from nanolimit.redis.fault import Unavailable
+from nanolimit.redis.lease import Loans, Order, clock_s
 from nanolimit.redis.limit import AsyncLimited
 from nanolimit.redis.limiter import LEAST_PAUSE_S
 from nanolimit.redis.slot import AsyncSlot
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from nanolimit._core import Decision
     from nanolimit.limiter import Key
     from nanolimit.quota import Quota
+    from nanolimit.redis.lease import Lease
     from nanolimit.redis.policy import OnError
 
     R = TypeVar("R")
@@ -59,7 +63,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
 
     It belongs to the event loop that first uses it, until that is closed. A task that is cancelled
     while the store is asked may have been counted: nothing is sent again, and nothing is taken
-    back.
+    back. But what is lent to it is kept for others.
 
     Raises:
         TypeError: An argument is of the wrong type: a client that blocks is for
@@ -68,7 +72,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         ImportError: A URL was given and neither redis-py nor valkey-py is installed.
     """
 
-    __slots__ = ("_asleep", "_lines", "_loop", "_sender", "_wire")
+    __slots__ = ("_asleep", "_lines", "_loop", "_sender", "_tasks", "_timer", "_watcher", "_wire")
 
     _limited = AsyncLimited
 
@@ -89,6 +93,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         nodes: int = 1,
         shared: str | os.PathLike[str] | None = None,
         coalesce: bool = True,
+        lease: Lease | None = None,
     ) -> None:
         if not isinstance(coalesce, bool):
             raise TypeError(f"coalesce must be a bool, not {type(coalesce).__name__}")
@@ -103,8 +108,13 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
             deny_cache=deny_cache,
             nodes=nodes,
             shared=shared,
+            lease=lease,
         )
         self._wire = wire
+        self._watcher: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        # The loop itself does not keep its tasks alive.
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._sender = Coalescer(wire, self._arguments) if coalesce else wire
         self._loop = None
         self._begin_waiting()
@@ -119,6 +129,12 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         denials = self._denials
         if self._closed:
             self._refuse_if_closed()
+        loans = self._loans
+        if loans is not None and units and loans.take(place, units, clock_s()):
+            self._counters.count_leased()
+            if telemetry.is_wanted("allowed"):
+                telemetry.emit("allowed", units, self._name, key)
+            return True
         if denials is not None and denials.get(place, units, monotonic()) is not None:
             self._counters.count_repeated()
             if telemetry.is_wanted("denied"):
@@ -191,7 +207,13 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
             for alarm in list(self._asleep):
                 if not alarm.done():
                     alarm.set_result(None)
-            self._wire.close()
+            try:
+                if self._loans is not None:
+                    if self._timer is not None:
+                        self._timer.cancel()
+                    await self._hold(self._returning(self._loans.close()))
+            finally:
+                self._wire.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -211,10 +233,13 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
             asked = dialog.send(None)
             while True:
                 try:
-                    if type(asked) is list:
-                        answer: Any = await sender.run_many(asked)
+                    kind = type(asked)
+                    if kind is tuple:
+                        answer: Any = await sender.run(*asked)
+                    elif kind is list:
+                        answer = await sender.run_many(asked)
                     else:
-                        answer = await sender.run(*asked)
+                        answer = await self._kept(asked)
                 except BaseException as fault:
                     asked = dialog.throw(fault)
                 else:
@@ -265,6 +290,52 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
                 await self._sleep(wait_s)
         finally:
             self._step_out(place)
+
+    # What is lent is asked for, watched and given back by the loop: whoever wanted it may leave.
+
+    async def _kept(self, order: Order) -> Any:
+        """Ask for a loan. If the task is cancelled meanwhile, the answer is kept for others."""
+        assert self._loans is not None
+        loop = asyncio.get_running_loop()
+        if loop is not self._watcher:
+            self._watcher = loop
+            self._loans.rest()  # the timer of a loop that is closed does not ring
+        task = self._start(self._sender.run(*order.request))
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            order.is_kept = True
+            task.add_done_callback(partial(self._keep, order))
+            raise
+        if task.cancelled():
+            raise Unavailable("the task that had sent it was cancelled", outcome_unknown=True)
+        return task.result()
+
+    def _keep(self, order: Order, task: asyncio.Task[Any]) -> None:
+        assert self._loans is not None
+        if task.cancelled() or task.exception() is not None:
+            self._loans.failed(order)
+        else:
+            self._lend(order, script.grant(task.result()), 0)
+
+    def _watch(self, loans: Loans) -> None:
+        next_s = loans.next_s()
+        if next_s is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(next_s - clock_s(), 0.0), self._end, loans)
+
+    def _end(self, loans: Loans) -> None:
+        """Give back what is left of those that are over."""
+        due = loans.over(clock_s())
+        if due:
+            self._start(self._hold(self._returning(due)))
+        self._watch(loans)
+
+    def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     # A line for each key that somebody waits for: the first asks, those behind it wait until it
     # has gone. All in one loop, and so without a lock.

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Generator
 from operator import index
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from nanolimit import _core, telemetry
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
@@ -28,6 +28,7 @@ from nanolimit.redis.counters import Counters
 from nanolimit.redis.denials import Denials
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.fork import renew_after_fork
+from nanolimit.redis.lease import Lease, Loans, Order, checked_lease, clock_s
 from nanolimit.redis.limit import Limiting
 from nanolimit.redis.name import Names
 from nanolimit.redis.policy import Policy, checked_on_error
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
     from nanolimit.limiter import Key
     from nanolimit.quota import Quota
     from nanolimit.redis.counters import RedisStats
+    from nanolimit.redis.lease import Due
+
+R = TypeVar("R")
 
 #: What is sent: one script with its keys and arguments; or several, of which each has its answer.
 Request = tuple[Any, list[bytes], list[Any]]
@@ -58,6 +62,9 @@ MAX_TIMEOUT_S = 60
 MAX_NODES = 1_000_000
 _MAX_PREFIX = 200
 
+# What is given back goes out with so many in one write.
+RETURNS = 256
+
 _US_PER_SECOND = 1_000_000
 
 
@@ -66,8 +73,8 @@ class Dialog(Limiting):
 
     __slots__ = (
         "__weakref__", "_arguments", "_breaker", "_changing", "_closed", "_counters",
-        "_degraded_since_s", "_denials", "_guard", "_last_reason", "_least", "_name", "_names",
-        "_place", "_policy", "_quotas", "_timeout_s",
+        "_degraded_since_s", "_denials", "_guard", "_last_reason", "_lease", "_least", "_loans",
+        "_name", "_names", "_place", "_policy", "_quotas", "_timeout_s",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +89,7 @@ class Dialog(Limiting):
         deny_cache: bool,
         nodes: int,
         shared: str | os.PathLike[str] | None,
+        lease: Lease | None,
     ) -> None:
         self._quotas = quotas = checked_quotas(quota, per)
         self._arguments = script.Arguments(quotas)
@@ -91,9 +99,11 @@ class Dialog(Limiting):
         self._timeout_s = checked_timeout_s(timeout)
         if not isinstance(deny_cache, bool):
             raise TypeError(f"deny_cache must be a bool, not {type(deny_cache).__name__}")
+        self._lease = checked_lease(lease)
         self._breaker = Breaker(FAILURES, PAUSE_S, max(PAUSE_S, 2 * self._timeout_s))
         self._policy = Policy(on_error, quotas, _checked_nodes(nodes), self._name, PAUSE_S, shared)
         self._denials = Denials() if deny_cache else None
+        self._loans = None if lease is None else Loans(lease, quotas, self._arguments)
         self._counters = Counters()
         # A limiter of the core that never counts. It knows what is a key, and which keys are the
         # same one, what is a cost and what is a batch; so these mean here what they mean there.
@@ -137,6 +147,11 @@ class Dialog(Limiting):
         return self._policy.on_error
 
     @property
+    def lease(self) -> Lease | None:
+        """What it may take of a hot key at once; None: nothing."""
+        return self._lease
+
+    @property
     def degraded(self) -> str | None:
         """Why the store is not asked at the moment; None: it is."""
         if self._degraded_since_s is None:
@@ -162,6 +177,8 @@ class Dialog(Limiting):
 
     def __repr__(self) -> str:
         head = f"<{type(self).__name__} {self._name!r} {'; '.join(map(str, self._quotas))}"
+        if self._lease is not None:
+            head += f", leases {self._lease.max_share:.3g} of it for {self._lease.ttl:g} s"
         if self._closed:
             return f"{head}, closed>"
         return f"{head}>" if self._degraded_since_s is None else f"{head}, degraded>"
@@ -210,18 +227,71 @@ class Dialog(Limiting):
 
     # -- dialogs
 
-    def _take(self, key: Key, units: int) -> Request:
+    def _taking(
+        self, key: Key, place: bytes, units: int
+    ) -> Generator[Request | Order, Any, tuple[float, int]]:
+        """Count a request: when it was asked, and for how long it has to wait then; 0: counted."""
         arguments = self._arguments
-        return arguments.take, self._names.of(key), arguments.of(units)
+        names = self._names.of(key)
+        loans = self._loans
+        if loans is not None:
+            order = loans.order(place, names, units, clock_s())
+            if order is not None:
+                sent_s = monotonic()
+                grant = yield from self._borrowing(order, loans, units)
+                if grant.units >= units:
+                    return sent_s, 0
+                if not grant.units:  # where not one fits, more don't
+                    return sent_s, grant.wait_us
+        sent_s = monotonic()
+        wait_us = yield from self._asking((arguments.take, names, arguments.of(units)), sent_s)
+        return sent_s, wait_us
 
-    def _allowing(self, key: Key, place: bytes, units: int) -> Generator[Request, Any, bool]:
+    def _borrowing(
+        self, order: Order, loans: Loans, units: int
+    ) -> Generator[Order, Any, script.Grant]:
+        """Have units lent. He who asks takes his own out of them, if it is enough for him."""
+        try:
+            grant = script.grant((yield from self._asking(order, monotonic())))
+        except BaseException:
+            if not order.is_kept:
+                loans.failed(order)
+            raise
+        self._lend(order, grant, units if grant.units >= units else 0)
+        return grant
+
+    def _lend(self, order: Order, grant: script.Grant, taken: int) -> None:
+        loans = self._loans
+        if loans is not None and loans.lend(order, grant, taken):
+            self._watch(loans)
+
+    def _watch(self, loans: Loans) -> None:
+        """See to it that what is left of the loans is given back at their ends."""
+        raise NotImplementedError
+
+    def _returning(self, due: list[Due]) -> Generator[list[Request], Any, None]:
+        """Give back what nobody uses any more. Nothing is sent twice: else it is lost."""
+        while due:
+            part, due = due[:RETURNS], due[RETURNS:]
+            requests: list[Request] = [
+                (script.RETURN, loan.names, self._arguments.returned(units, loan.stamp))
+                for loan, units in part
+            ]
+            try:
+                yield from self._asking_each(requests, monotonic())
+            except Unavailable:
+                return
+            for loan, _ in part:
+                self._forget(loan.place)  # what was refused may fit now
+
+    def _allowing(
+        self, key: Key, place: bytes, units: int
+    ) -> Generator[Request | Order, Any, bool]:
         """Of `allow`, past the cache."""
         denials = self._denials
         epoch = None if denials is None else denials.epoch
-        request = self._take(key, units)
-        sent_s = monotonic()
         try:
-            wait_us = yield from self._asking(request, sent_s)
+            sent_s, wait_us = yield from self._taking(key, place, units)
         except Unavailable as fault:
             allowed = self._policy.allow(key, units, fault)
             self._counters.count(allowed, not allowed, degraded=True)
@@ -273,11 +343,18 @@ class Dialog(Limiting):
     def _resetting(self, key: Key, place: bytes) -> Generator[Request, Any, bool]:
         """Of `reset`."""
         request = script.RESET, self._names.of(key), self._arguments.of(0)
+        loans = self._loans
+        if loans is not None:
+            # Before it is sent: what is used afterwards would be counted nowhere.
+            loans.bar(place)
         try:
             was_there = yield from self._asking(request, monotonic())
         except Unavailable as fault:
             self._forget(place)
             return self._policy.reset(key, fault)
+        finally:
+            if loans is not None:
+                loans.unbar(place)
         self._forget(place)
         # What was counted here in the meantime goes as well.
         was_here = self._policy.reset(key)
@@ -285,11 +362,15 @@ class Dialog(Limiting):
 
     def _attempting(
         self, key: Key, place: bytes, units: int
-    ) -> Generator[Request, Any, tuple[bool, float]]:
+    ) -> Generator[Request | Order, Any, tuple[bool, float]]:
         """Of `acquire`: counted, or after how many seconds to ask again.
 
         A request that waits is not a denied one: nobody is told of it.
         """
+        loans = self._loans
+        if loans is not None and loans.take(place, units, clock_s()):
+            self._tell_leased(key, units)
+            return True, 0.0
         denials = self._denials
         epoch: object = None
         sent_s = monotonic()
@@ -298,10 +379,8 @@ class Dialog(Limiting):
             denial = denials.get(place, units, sent_s)
             if denial is not None:
                 return False, denial.until_s - sent_s
-        request = self._take(key, units)
-        sent_s = monotonic()
         try:
-            wait_us = yield from self._asking(request, sent_s)
+            sent_s, wait_us = yield from self._taking(key, place, units)
         except Unavailable as fault:
             allowed, wait_s = self._policy.attempt(key, units, fault)
             if allowed:
@@ -361,14 +440,20 @@ class Dialog(Limiting):
         denials = self._denials
         epoch: object = None
         left: Sequence[int] = range(len(keys))
+        loans = self._loans
+        if loans is not None and len(loans):
+            now_s = clock_s()
+            left = [i for i in left if not loans.take(places[i], units, now_s)]
+            for i in sorted(set(range(len(keys))).difference(left)):
+                self._tell_leased(keys[i], units)
         if denials is not None:
             epoch = denials.epoch
             now_s = monotonic()
-            answers = [denials.get(place, units, now_s) is None for place in places]
-            left = [i for i, is_asked in enumerate(answers) if is_asked]
-            for key, is_asked in zip(keys, answers, strict=True):
-                if not is_asked:
-                    self._repeat(key, units)
+            for i in left:
+                answers[i] = denials.get(places[i], units, now_s) is None
+                if not answers[i]:
+                    self._repeat(keys[i], units)
+            left = [i for i in left if answers[i]]
         at_once = script.BATCH_KEYS
         start = 0
         while start < len(left):
@@ -426,7 +511,7 @@ class Dialog(Limiting):
 
     # -- the store, as it is
 
-    def _asking(self, request: Request, now_s: float) -> Generator[Request, Any, Any]:
+    def _asking(self, request: R, now_s: float) -> Generator[R, Any, Any]:
         """Send one request, unless the store is left alone now. It is sent once, or not at all.
 
         Raises:
@@ -478,7 +563,7 @@ class Dialog(Limiting):
         self._last_reason = fault.reason
         self._counters.count_failure(unknown=fault.outcome_unknown)
         now_s = monotonic()
-        if not self._breaker.failed(ticket, now_s):
+        if not self._breaker.failed(ticket, now_s, fault.origin):
             return
         with self._changing:
             if self._degraded_since_s is not None:
@@ -508,6 +593,12 @@ class Dialog(Limiting):
         self._counters.count_repeated()
         if telemetry.is_wanted("denied"):
             telemetry.emit("denied", units, self._name, key)
+
+    def _tell_leased(self, key: Key, units: int) -> None:
+        """Tell of a request that was served from a lease."""
+        self._counters.count_leased()
+        if telemetry.is_wanted("allowed"):
+            telemetry.emit("allowed", units, self._name, key)
 
     def _forget(self, place: bytes) -> None:
         if self._denials is not None:

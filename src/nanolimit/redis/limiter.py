@@ -9,10 +9,11 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from nanolimit import telemetry
+from nanolimit import supervisor, telemetry
 from nanolimit.clock import NS_PER_SECOND
 from nanolimit.line import checked_timeout
 from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
+from nanolimit.redis.lease import clock_s
 from nanolimit.redis.limit import Limited
 from nanolimit.redis.slot import Slot
 from nanolimit.redis.wire import Wire
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from nanolimit._core import Decision
     from nanolimit.limiter import Key
     from nanolimit.quota import Quota
+    from nanolimit.redis.lease import Lease, Loans
     from nanolimit.redis.policy import OnError
 
     R = TypeVar("R")
@@ -80,6 +82,8 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
         shared: A shared table, by its name or path as of `RateLimiter`, in which all processes of
             this machine count together while ``on_error="local"`` decides. Its name is for this
             limiter alone. When left out, each counts for itself.
+        lease: How much of a hot key's limit may be taken at once, and served without asking: a
+            `Lease`. None: nothing is. Of a limit below 20 nothing is, either.
 
     Raises:
         TypeError: An argument is of the wrong type: an asyncio client is for
@@ -92,7 +96,9 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
     can't be pickled: make one in each process.
     """
 
-    __slots__ = ("_bell", "_gates", "_wire")
+    __slots__ = ("_bell", "_gates", "_keeper", "_wire")
+
+    _keeper: supervisor.Task | None
 
     _limited = Limited
 
@@ -109,6 +115,7 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
         deny_cache: bool = True,
         nodes: int = 1,
         shared: str | os.PathLike[str] | None = None,
+        lease: Lease | None = None,
     ) -> None:
         wire = Wire(client_or_url, checked_timeout_s(timeout))
         super().__init__(
@@ -121,8 +128,10 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
             deny_cache=deny_cache,
             nodes=nodes,
             shared=shared,
+            lease=lease,
         )
         self._wire = wire
+        self._keeper = None
         self._begin_waiting()
 
     def allow(self, key: Key, cost: int = 1) -> bool:
@@ -142,13 +151,20 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
             LimiterClosedError: The limiter is closed.
             StoreUnavailableError: Only with ``on_error="raise"``.
 
-        One round trip; none where a denial is repeated. `timeout` at most.
+        One round trip; none where a denial is repeated, or units of the key are lent to this
+        process. `timeout` at most.
         """
         units = cost if type(cost) is int and 0 <= cost <= self._least else self._units(cost)
         place = self._place(key)
         denials = self._denials
         if self._closed:
             self._refuse_if_closed()
+        loans = self._loans
+        if loans is not None and units and loans.take(place, units, clock_s()):
+            self._counters.count_leased()
+            if telemetry.is_wanted("allowed"):
+                telemetry.emit("allowed", units, self._name, key)
+            return True
         if denials is not None and denials.get(place, units, monotonic()) is not None:
             self._counters.count_repeated()
             if telemetry.is_wanted("denied"):
@@ -293,11 +309,17 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
     def close(self) -> None:
         """Close the connections. Using the limiter afterwards raises `LimiterClosedError`.
 
-        What was counted stays in the store until it is out of its window. Those who wait are told.
-        Closing twice is fine.
+        What was counted stays in the store until it is out of its window; what was lent and not
+        used is given back, which takes `timeout` at most. Those who wait are told. Closing twice is
+        fine.
         """
         if self._shut():
             self._bell.set()
+            if self._loans is not None:
+                self._hold(self._returning(self._loans.close()))
+                keeper = self._keeper
+                if keeper is not None:
+                    keeper.stop(self._timeout_s)  # it may be giving something back just now
             self._wire.close()
 
     def __contains__(self, key: object) -> bool:
@@ -322,10 +344,13 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
             asked = dialog.send(None)
             while True:
                 try:
-                    if type(asked) is list:
-                        answer: Any = wire.run_many(asked)
+                    kind = type(asked)
+                    if kind is tuple:
+                        answer: Any = wire.run(*asked)
+                    elif kind is list:
+                        answer = wire.run_many(asked)
                     else:
-                        answer = wire.run(*asked)
+                        answer = wire.run(*asked.request)
                 except BaseException as fault:
                     asked = dialog.throw(fault)
                 else:
@@ -371,6 +396,27 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
                 self._bell.wait(_pause_s(max(wait_s, LEAST_PAUSE_S), over_s))
         finally:
             gate.release()
+
+    # What is lent is watched by a thread, as long as there is something.
+
+    def _watch(self, loans: Loans) -> None:
+        try:
+            self._keeper = supervisor.start(f"leases-{self._name}", self._keep, loans.after_fork)
+        except RuntimeError:  # no room for a thread: the next loan tries it again
+            loans.rest()
+
+    def _keep(self, stopping: threading.Event) -> None:
+        """Give back what is left of each loan when it ends. This is what the thread does."""
+        loans = self._loans
+        assert loans is not None
+        while not stopping.is_set():
+            next_s = loans.next_s()
+            if next_s is None:
+                return
+            if not stopping.wait(max(next_s - clock_s(), 0.0)):
+                self._hold(self._returning(loans.over(clock_s())))
+        # The limiter is closed, or the interpreter ends.
+        self._hold(self._returning(loans.everything()))
 
     def _gate(self, place: bytes) -> threading.Lock:
         """Return what those pass who wait for a key, one at a time. It goes with the last."""
