@@ -700,8 +700,9 @@ def test_a_shared_share(make: Make, store: Store, folder: Path) -> None:
 
 
 def test_what_is_wrong_with_a_shared_table_is_told_at_once(make: Make, folder: Path) -> None:
-    with pytest.raises(TypeError, match="shared goes with on_error='local'"):
-        make("10/minute", on_error="deny", shared="outage")
+    with pytest.raises(TypeError, match=r"on_error='local'.* not on_error='deny'"):
+        make("10/minute", on_error="deny", deny_cache=False, shared="outage")
+    assert not list(folder.iterdir())
     (folder / "outage").write_bytes(b"no table")
     with pytest.raises((NanolimitError, TypeError)):
         make("10/minute", shared="outage")

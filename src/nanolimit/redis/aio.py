@@ -135,7 +135,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
             if telemetry.is_wanted("allowed"):
                 telemetry.emit("allowed", units, self._name, key)
             return True
-        if denials is not None and denials.get(place, units, monotonic()) is not None:
+        if denials is not None and denials.left_s(place, units, monotonic()):
             self._counters.count_repeated()
             if telemetry.is_wanted("denied"):
                 telemetry.emit("denied", units, self._name, key)

@@ -25,7 +25,7 @@ from nanolimit.quota import checked_quotas, whole_number
 from nanolimit.redis import script
 from nanolimit.redis.breaker import Breaker
 from nanolimit.redis.counters import Counters
-from nanolimit.redis.denials import Denials
+from nanolimit.redis.denials import Denials, SharedDenials, open_table
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.fork import renew_after_fork
 from nanolimit.redis.lease import Lease, Loans, Order, checked_lease, clock_s
@@ -101,13 +101,30 @@ class Dialog(Limiting):
             raise TypeError(f"deny_cache must be a bool, not {type(deny_cache).__name__}")
         self._lease = checked_lease(lease)
         self._breaker = Breaker(FAILURES, PAUSE_S, max(PAUSE_S, 2 * self._timeout_s))
-        self._policy = Policy(on_error, quotas, _checked_nodes(nodes), self._name, PAUSE_S, shared)
-        self._denials = Denials() if deny_cache else None
+        if shared is not None and on_error != "local" and not deny_cache:
+            raise TypeError(
+                f"shared goes with on_error='local', which counts in it, or with deny_cache=True, "
+                f"which keeps denials beside it, not on_error={on_error!r} with deny_cache=False"
+            )
+        nodes = _checked_nodes(nodes)
+        # What is wrong with a shared table is told now, to who makes the limiter.
+        counted_in = shared if on_error == "local" else None
+        self._policy = Policy(on_error, quotas, nodes, self._name, PAUSE_S, counted_in)
+        self._denials: Denials | SharedDenials | None = Denials() if deny_cache else None
+        table: _core.Limiter | None = None
+        if deny_cache and shared is not None:
+            try:
+                table = open_table(shared, self._name)
+                self._denials = SharedDenials(table, quotas, self._names.whose)
+            except BaseException:
+                self._policy.close()
+                raise
         self._loans = None if lease is None else Loans(lease, quotas, self._arguments)
         self._counters = Counters()
         # A limiter of the core that never counts. It knows what is a key, and which keys are the
         # same one, what is a cost and what is a batch; so these mean here what they mean there.
-        self._guard = _guard(quotas, self._name)
+        # Its places are those of the table in which denials are shared, if there is one.
+        self._guard = _guard(quotas, self._name, table)
         self._place = self._guard.place
         self._least = min(quota.limit for quota in quotas)
         self._closed = False
@@ -311,11 +328,11 @@ class Dialog(Limiting):
         sent_s = monotonic()
         if denials is not None:
             epoch = denials.epoch
-            denial = denials.get(place, units, sent_s)
             # To repeat it, all of the answer must be known, and for this cost.
-            if denial is not None and denial.decision is not None and denial.cost == units:
+            told = denials.told(place, units, sent_s)
+            if told is not None:
                 self._repeat(key, units)
-                return _later(denial.decision, sent_s - denial.told_s)
+                return told
         request = script.TELL, self._names.of(key), self._arguments.of(units)
         sent_s = monotonic()
         try:
@@ -376,9 +393,9 @@ class Dialog(Limiting):
         sent_s = monotonic()
         if denials is not None:
             epoch = denials.epoch
-            denial = denials.get(place, units, sent_s)
-            if denial is not None:
-                return False, denial.until_s - sent_s
+            left_s = denials.left_s(place, units, sent_s)
+            if left_s:
+                return False, left_s
         try:
             sent_s, wait_us = yield from self._taking(key, place, units)
         except Unavailable as fault:
@@ -447,10 +464,9 @@ class Dialog(Limiting):
             for i in sorted(set(range(len(keys))).difference(left)):
                 self._tell_leased(keys[i], units)
         if denials is not None:
-            epoch = denials.epoch
             now_s = monotonic()
             for i in left:
-                answers[i] = denials.get(places[i], units, now_s) is None
+                answers[i] = not denials.left_s(places[i], units, now_s)
                 if not answers[i]:
                     self._repeat(keys[i], units)
             left = [i for i in left if answers[i]]
@@ -458,6 +474,8 @@ class Dialog(Limiting):
         start = 0
         while start < len(left):
             part = left[start : start + at_once]
+            if denials is not None:
+                epoch = denials.epoch
             sent_s = monotonic()
             try:
                 if clustered:
@@ -611,7 +629,7 @@ class Dialog(Limiting):
                 return False
             self._closed = True
         if self._denials is not None:
-            self._denials.clear()
+            self._denials.close()
         self._policy.close()
         return True
 
@@ -626,19 +644,10 @@ def as_buffer(answers: list[bool]) -> memoryview:
     return buffer  # type: ignore[no-any-return]
 
 
-def _later(decision: Decision, passed_s: float) -> Decision:
-    """Return a decision as it is so many seconds later, if nobody else came."""
-    make, values = decision.__reduce__()
-    now = _NOW
-    passed_ns = int(passed_s * NS_PER_SECOND)  # rounded down: it never promises too early
-    return make(*values[:now], values[now] + passed_ns, *values[now + 1 :])  # type: ignore[operator, index, no-any-return]
-
-
-# Where `_core._decision` takes the time.
-_NOW = 6
-
-
-def _guard(quotas: tuple[Quota, ...], name: str) -> _core.Limiter | _core.Bundle:
+def _guard(
+    quotas: tuple[Quota, ...], name: str, kin: _core.Limiter | None
+) -> _core.Limiter | _core.Bundle:
+    """Make the guard; `kin`: by whose secret keys have their places, if that matters."""
     engines: list[_core.Limiter] = []
     for quota in quotas:
         engines.append(
@@ -650,7 +659,7 @@ def _guard(quotas: tuple[Quota, ...], name: str) -> _core.Limiter | _core.Bundle
                 max_keys=1,
                 on_full="allow",
                 clock=None,
-                kin=engines[0] if engines else None,
+                kin=engines[0] if engines else kin,
             )
         )
     return engines[0] if len(engines) == 1 else _core.Bundle(engines)

@@ -76,12 +76,15 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
             `StoreUnavailableError`.
         timeout: Seconds, or a `timedelta`, that a call may take in all: above 0, at most 60.
         deny_cache: Whether a denial is repeated without asking, until the time that the store
-            named, and for a second at most.
+            named, and for a second at most: by this limiter, and with `shared` by all of this
+            machine that are alike.
         nodes: How many processes share the limit: with ``on_error="local"`` each enforces
             ``ceil(limit / nodes)``. With 1, the whole limit. With `shared`, how many machines.
         shared: A shared table, by its name or path as of `RateLimiter`, in which all processes of
-            this machine count together while ``on_error="local"`` decides. Its name is for this
-            limiter alone. When left out, each counts for itself.
+            this machine count together while ``on_error="local"`` decides, and beside which
+            stands what one of them was denied, for `deny_cache` of all (``api.denials`` beside
+            ``api``, 4 MiB). Both are made with the limiter. Its name is for this limiter and its
+            store alone. When left out, each process counts and remembers for itself.
         lease: How much of a hot key's limit may be taken at once, and served without asking: a
             `Lease`. None: nothing is. Of a limit below 20 nothing is, either.
 
@@ -90,7 +93,7 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
             `AsyncRedisRateLimiter`.
         ValueError: An argument is out of range or is not understood.
         ImportError: A URL was given and neither redis-py nor valkey-py is installed.
-        SharedTableError: The table of `shared` can't be used.
+        SharedTableError: A table of `shared` can't be used.
 
     Making one asks no server. Thread-safe. After a fork the child makes connections of its own. It
     can't be pickled: make one in each process.
@@ -165,7 +168,7 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
             if telemetry.is_wanted("allowed"):
                 telemetry.emit("allowed", units, self._name, key)
             return True
-        if denials is not None and denials.get(place, units, monotonic()) is not None:
+        if denials is not None and denials.left_s(place, units, monotonic()):
             self._counters.count_repeated()
             if telemetry.is_wanted("denied"):
                 telemetry.emit("denied", units, self._name, key)
@@ -247,8 +250,9 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
     def reset(self, key: Key) -> bool:
         """Forget what the key has used, for all. Its whole quota is free again.
 
-        Other processes may repeat a denial for another second, where they have a cache. While the
-        store can't be asked, only what was counted here meanwhile is forgotten.
+        Other processes may repeat a denial for another second, where they have a cache; not those
+        of this machine with the same `shared`. While the store can't be asked, only what was
+        counted here meanwhile is forgotten.
 
         Returns:
             True if there was a log to forget.

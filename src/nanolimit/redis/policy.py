@@ -89,10 +89,6 @@ class Policy:
         self._most = min(quota.limit for quota in self._shares)
         self._local: RateLimiter | None = None
         if shared is not None:
-            if on_error != "local":
-                raise TypeError(
-                    f"shared goes with on_error='local', which counts in it, not {on_error!r}"
-                )
             # A deployment with another limit or `nodes` goes on with the table.
             self._local = RateLimiter(self._shares, name=name, shared=shared, on_mismatch="replace")
             hide(self._local)
