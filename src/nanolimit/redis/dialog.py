@@ -421,10 +421,9 @@ class Dialog(Limiting):
         sent_s = monotonic()
         if denials is not None:
             epoch = denials.epoch
-            denial = denials.get(place, units, sent_s)
-            if denial is not None and denial.decision is not None and denial.cost == units:
-                decision = _later(denial.decision, sent_s - denial.told_s)
-                return decision, denial.until_s - sent_s
+            told = denials.told(place, units, sent_s)
+            if told is not None:
+                return told, denials.left_s(place, units, sent_s)
         request = script.TELL, self._names.of(key), self._arguments.of(units)
         sent_s = monotonic()
         try:
