@@ -12,6 +12,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from nanolimit import (
     telemetry,
 )
 from nanolimit.integrations import asgi, wsgi
+from nanolimit.integrations.pace import Pacer
 from nanolimit.limiter import live_limiters
 from nanolimit.metrics.measure import ALL, MEASURES, REMOTE_MEASURES
 from nanolimit.metrics.roster import Roster
@@ -35,6 +37,8 @@ from nanolimit.redis import errors as errors_module
 from nanolimit.redis import limiter as limiter_module
 from nanolimit.redis.fault import Unavailable
 from nanolimit.remote import live_remotes
+from nanolimit.waiting import wait
+from sharing import needs_shared
 from store import AsyncStoreWire, Store, StoreWire
 
 REFUSED = Unavailable("connection refused")
@@ -513,6 +517,22 @@ def test_a_slot_that_others_wait_for(store: Store) -> None:
     assert limiter.stats().allowed == 0
 
 
+def test_an_awaited_slot_that_others_wait_for(store: Store) -> None:
+    limiter = Async("1/minute", store)
+
+    async def enter() -> None:
+        place = limiter._place("k")
+        assert await limiter._queue(place, None)  # somebody else is the first in line
+        with pytest.raises(RateLimitExceeded) as found:
+            async with limiter.slot("k", timeout=0):
+                pytest.fail("it entered")
+        assert found.value.decision.allowed
+        limiter._step_out(place)
+
+    asyncio.run(enter())
+    assert (store.calls, limiter.stats().allowed) == (["look"], 0)
+
+
 def test_a_slot_without_the_store(store: Store) -> None:
     store.down = REFUSED
     limiter = Sync("2/minute", store, nodes=2)
@@ -786,3 +806,101 @@ def test_what_a_limiter_enforces_is_a_quota_of_its_own(store: Store) -> None:
     answer = web.request()
     assert answer.fields["ratelimit-policy"] == '"api-10/1s";q=10;w=1, "api-100/3600s";q=100;w=3600'
     assert limiter.quotas == (Quota(10, per=1), Quota(100, per=3600))
+
+
+# --- exporters
+
+
+def test_prometheus_tells_of_them(store: Store) -> None:
+    pytest.importorskip("prometheus_client")
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from nanolimit.metrics import prometheus
+
+    registry = CollectorRegistry()
+    local, limiter = RateLimiter(5, name="local"), Sync("1/minute", store, name="remote")
+    prometheus.register(local, registry=registry)
+    assert b"degraded" not in generate_latest(registry), "nobody here has a store"
+    prometheus.register(limiter, registry=registry)
+    store.faults = [TIMED_OUT]
+    limiter.allow("k")
+    limiter.allow("k")
+    text = generate_latest(registry).decode()
+    for line in (
+        'nanolimit_decisions_total{limiter="remote",result="allowed"} 2.0',
+        'nanolimit_degraded_total{limiter="remote"} 1.0',
+        'nanolimit_denied_locally_total{limiter="remote"} 0.0',
+        'nanolimit_leased_total{limiter="remote"} 0.0',
+        'nanolimit_store_failures_total{limiter="remote",outcome="unknown"} 1.0',
+        'nanolimit_store_failures_total{limiter="remote",outcome="uncounted"} 0.0',
+        'nanolimit_keys{limiter="local"} 0.0',
+    ):
+        assert line in text.splitlines()
+    assert prometheus.unregister(limiter, registry=registry) == 1
+    assert b"remote" not in generate_latest(registry)
+
+
+def test_opentelemetry_tells_of_them(store: Store) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+    from nanolimit.metrics import otel
+
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    limiter = Async("1/minute", store, name="remote")
+    otel.register(limiter, meter_provider=provider)
+    store.faults = [TIMED_OUT]
+    asyncio.run(limiter.allow("k"))
+    data = reader.get_metrics_data()
+    assert data is not None
+    found = {
+        (metric.name, *dict(point.attributes or {}).values()): point.value  # type: ignore[union-attr]
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
+        for point in metric.data.data_points
+    }
+    provider.shutdown()
+    assert found == {
+        ("nanolimit.decisions", "remote", "allowed"): 1,
+        ("nanolimit.decisions", "remote", "denied"): 0,
+        ("nanolimit.denied_locally", "remote"): 0,
+        ("nanolimit.leased", "remote"): 0,
+        ("nanolimit.degraded", "remote"): 1,
+        ("nanolimit.store.failures", "remote", "uncounted"): 0,
+        ("nanolimit.store.failures", "remote", "unknown"): 1,
+    }
+
+
+# --- parts of others
+
+
+def test_the_blocks_of_a_client_are_no_limiter_of_their_own(store: Store) -> None:
+    before = [id(each) for each in live_limiters()]
+    pacer = Pacer(
+        Sync("5/s", store), "k", None, 0, None, (429,), ("GET",), True, wait, False, "a client"
+    )
+    assert pacer.heed("k", 5.0)
+    assert [id(each) for each in live_limiters()] == before
+
+
+@needs_shared
+def test_the_shared_table_of_an_outage_is_no_limiter_of_its_own(store: Store, folder: Path) -> None:
+    limiter = Sync("5/s", store, name="tabled", shared="outage")
+    assert limiter._policy._local is not None
+    assert "tabled" not in [each.name for each in live_limiters()]
+
+
+def test_those_who_wait_in_an_outage_ask_again_when_the_store_may_be_back(
+    store: Store, asleep: list[float]
+) -> None:
+    limiter = Sync("1/minute", store, nodes=1)
+    store.down = REFUSED
+    assert limiter.allow("k")
+    assert not limiter.acquire("k", timeout=3)
+    assert max(asleep) <= dialog_module.PAUSE_S
+    with pytest.raises(RateLimitExceeded) as found:
+        with limiter.slot("k", timeout=3):
+            pytest.fail("it entered")
+    assert max(asleep) <= dialog_module.PAUSE_S
+    assert found.value.decision.degraded
