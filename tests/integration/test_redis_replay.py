@@ -212,6 +212,21 @@ def test_an_empty_log(server: RedisServer, tmp_path: Path, command: Command) -> 
     assert "Redis 7" in out
 
 
+def test_the_deny_cache_answers_for_a_second_or_until_it_would_fit(
+    server: RedisServer, tmp_path: Path, command: Command
+) -> None:
+    log = written(tmp_path / "app.jsonl", [(START_S + i / 4, "user") for i in range(21)])
+    arguments = ["replay", log, "--redis", server.url, "--json", "--limit"]
+    # Denied from 0.5 s on; asked at 0.5, 1.5, 2.5, 3.5 and 4.5 s, and three are answered each time.
+    code, out, _ = command(*arguments, "2/minute")
+    told = only_run(out)
+    assert (code, told["denied"], told["cached"]) == (0, 19, 14)
+    # Of each second the third is told to wait for half a second, and so the fourth is answered.
+    code, out, _ = command(*arguments, "2/second")
+    told = only_run(out)
+    assert (code, told["denied"], told["cached"]) == (0, 10, 5)
+
+
 # Memory and expiry
 
 
@@ -262,7 +277,8 @@ def test_memory_is_that_of_the_busiest_moment(
     # All of them were asked for, there being so few.
     assert sampled == whole == peak["bytes"]
     assert peak["bytes_per_key"] == pytest.approx(whole / peak["keys"])
-    assert peak["used_memory_bytes"] > 0
+    # What the server keeps for its clients comes and goes: it may even have become less.
+    assert isinstance(peak["used_memory_bytes"], int)
 
 
 def test_the_server_never_has_more_lists_than_in_service(
@@ -373,7 +389,7 @@ def test_a_cluster(sample: Path, command: Command) -> None:
         told = only_run(out)
         assert told["differences"] == 0
         assert told["peak"]["bytes_per_key"] > 0
-        assert told["peak"]["used_memory_bytes"] > 0
+        assert isinstance(told["peak"]["used_memory_bytes"], int)
         server = json.loads(out)["redis"]
         assert server["cluster"] is True
         assert len(server["nodes"]) == 3
@@ -507,9 +523,15 @@ def test_no_memory(server: RedisServer, sample: Path, command: Command) -> None:
     assert server.ask("DBSIZE") == 0
 
 
+@pytest.mark.parametrize("singly", [0, 2_048])
 def test_memory_that_is_used_up_meanwhile(
-    server: RedisServer, sample: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    server: RedisServer,
+    sample: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    singly: int,
 ) -> None:
+    monkeypatch.setattr(rehearsal, "_SINGLE_MAX", singly)
     monkeypatch.setattr(Stage, "take_many", after(3, lambda: server.config_set("maxmemory", 1)))
     try:
         code, out, err = command("replay", sample, "--redis", server.url)
