@@ -426,18 +426,45 @@ def test_an_interrupt_leaves_nothing(
     # Where the tests run in the background, the shell has them ignore Ctrl-C.
     before = signal.signal(number, signal.default_int_handler)
     seen: list[int] = []
+    blocks: list[int] = []
+    take_many = Stage.take_many
 
-    def interrupt() -> None:
-        seen.append(server.ask("DBSIZE"))
-        os.kill(os.getpid(), number)
+    def interrupted(stage: Stage, asked: Any) -> list[int]:
+        waits_us = take_many(stage, asked)
+        blocks.append(len(asked))
+        if len(blocks) == 3:
+            seen.append(server.ask("DBSIZE"))
+            os.kill(os.getpid(), number)
+        return waits_us
 
-    monkeypatch.setattr(Stage, "take_many", after(3, interrupt))
+    monkeypatch.setattr(Stage, "take_many", interrupted)
+    monkeypatch.setattr(rehearsal, "_SINGLE_MAX", 0)
     try:
         code, out, err = command("replay", sample, "--redis", server.url)
     finally:
         signal.signal(number, before)
     assert (code, out, err.strip()) == (130, "", "nanolimit: interrupted")
     assert seen[0] > 0
+    assert len(blocks) == 3
+    assert server.ask("DBSIZE") == 0
+
+
+def test_an_interrupt_at_the_very_end_counts(
+    server: RedisServer, sample: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    clean = rehearsal._Run.clean
+
+    def interrupted(run: rehearsal._Run) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return clean(run)
+
+    monkeypatch.setattr(rehearsal._Run, "clean", interrupted)
+    try:
+        code, out, _ = command("replay", sample, "--redis", server.url)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (code, out) == (130, "")
     assert server.ask("DBSIZE") == 0
 
 
