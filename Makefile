@@ -135,7 +135,7 @@ mutants: $(MADE)/package $(MADE)/group-test ## plant known bugs one by one; each
 FAR_FROM_C := $(wildcard tests/unit/test_dashboard_*.py tests/unit/test_redis_*.py tests/unit/test_cli_*.py) tests/unit/test_supervisor.py
 .PHONY: sanitize
 sanitize: $(MADE)/group-build ## the extension under AddressSanitizer and UBSan (gcc on Linux)
-	$(PYTHON) .ci/sanitize.py $(filter-out $(FAR_FROM_C),$(wildcard tests/unit/test_*.py)) tests/property
+	$(PYTHON) .ci/sanitize.py $(filter-out $(FAR_FROM_C),$(wildcard tests/unit/test_*.py)) $(wildcard tests/property/test_*.py)
 
 .PHONY: instructions
 instructions: $(MADE)/package $(MADE)/group-test ## callgrind's count of one hot allow, against the baseline
