@@ -281,6 +281,26 @@ def test_memory_is_that_of_the_busiest_moment(
     assert isinstance(peak["used_memory_bytes"], int)
 
 
+def test_of_many_keys_the_memory_of_some_is_asked_for(
+    server: RedisServer, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = written(tmp_path / "app.jsonl", [(START_S, f"user {i:03}") for i in range(101)])
+    asked: list[int] = []
+    usage_bytes = Stage.usage_bytes
+
+    def looking(stage: Stage, lists: Sequence[bytes]) -> list[int] | None:
+        asked.append(len(lists))
+        return usage_bytes(stage, lists)
+
+    monkeypatch.setattr(Stage, "usage_bytes", looking)
+    monkeypatch.setattr(rehearsal, "_SAMPLED_KEYS", 50)
+    code, out, _ = command("replay", log, "--redis", server.url, "--json")
+    peak = only_run(out)["peak"]
+    assert (code, asked, peak["keys"]) == (0, [34], 101)
+    # They are all as large as each other.
+    assert peak["bytes"] == 101 * peak["bytes_per_key"]
+
+
 def test_the_server_never_has_more_lists_than_in_service(
     server: RedisServer, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,6 +522,27 @@ def test_a_server_that_is_killed(
     assert line.startswith("Error: --redis: after ")
     assert " of 3,000 requests: " in line
     assert "could not be deleted; they expire by themselves" in line
+
+
+def test_an_interrupt_while_the_server_is_gone_says_what_is_left(
+    sample: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with RedisServer() as server:
+
+        def stop() -> None:
+            server.kill()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(Stage, "take_many", after(2, stop))
+        try:
+            code, out, err = command("replay", sample, "--redis", server.url)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    assert (code, out) == (1, "")
+    assert " of 3,000 requests: broken off. The lists nl:replay-" in err
+    assert "could not be deleted" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_a_connection_that_is_cut_leaves_nothing(
