@@ -76,7 +76,9 @@ def use(server_or_node: RedisServer, database: int = 0) -> None:
 
 def refused(server: RedisServer) -> list[bytes]:
     """The commands that the user was refused."""
-    return [entry[7] for entry in server.ask("ACL", "LOG")]
+    found = [entry[7] for entry in server.ask("ACL", "LOG")]
+    # Servers from 7.2 on know it, and the client library does without if it must.
+    return [each for each in found if each != b"client|setinfo"]
 
 
 def test_the_commands_are_those_of_the_scripts(rights: list[str], document: str) -> None:

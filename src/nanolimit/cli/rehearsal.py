@@ -346,7 +346,7 @@ class _Run:
         self._add_up(then)
         users = sorted(self._expiry.keys())
         self._keys, self._lists = len(users), len(self._expiry)
-        sampled = users[:: -(-len(users) // _SAMPLED_KEYS)]
+        sampled = users[:: max(1, -(-len(users) // _SAMPLED_KEYS))]
         names, lists = self._requests.names, self._stage.lists
         sizes = self._stage.usage_bytes([each for user in sampled for each in lists(names[user])])
         if sizes is not None and sampled:
