@@ -19,7 +19,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tools import missing
+
+#: The program that is started where a test does not name one. A path in the environment's
+#: $NANOLIMIT_REDIS_SERVER takes its place: so all tests run on another version, or on Valkey.
+REDIS = os.environ.get("NANOLIMIT_REDIS_SERVER") or "redis-server"
+#: The same of Valkey, and $NANOLIMIT_VALKEY_SERVER.
+VALKEY = os.environ.get("NANOLIMIT_VALKEY_SERVER") or "valkey-server"
+
+#: A test under this mark runs on each, by the fixture `binary` (integration/conftest.py).
+on_both = pytest.mark.parametrize(
+    "binary", [REDIS, VALKEY], ids=["redis", "valkey"], indirect=True, scope="module"
+)
 
 START_S = 30.0
 POLL_S = 0.005
@@ -37,7 +50,7 @@ class RedisServer:
 
     Args:
         options: What the server's command line is given, such as ``"--maxmemory", "2mb"``.
-        binary: The program, "redis-server" or "valkey-server".
+        binary: The program: `REDIS`, `VALKEY`, or a path.
         password: What its default user must say.
         cluster: Run it in cluster mode.
     """
@@ -47,7 +60,7 @@ class RedisServer:
     def __init__(
         self,
         *options: str,
-        binary: str = "redis-server",
+        binary: str = REDIS,
         password: str | None = None,
         cluster: bool = False,
     ) -> None:
@@ -275,7 +288,7 @@ class RedisServer:
 class RedisCluster:
     """Three nodes without replicas that share the slots; runs while the ``with`` block does."""
 
-    def __init__(self, *options: str, binary: str = "redis-server", size: int = 3) -> None:
+    def __init__(self, *options: str, binary: str = REDIS, size: int = 3) -> None:
         self.nodes = [RedisServer(*options, binary=binary, cluster=True) for _ in range(size)]
 
     @property

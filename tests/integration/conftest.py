@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nanolimit import _core
+from redis_server import REDIS
 
 # What these assert is shown in full, as in a test.
 pytest.register_assert_rewrite("load", "saturation", "server")
@@ -34,3 +35,11 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("NANOLIMIT_DIR", str(directory))
     yield directory
     shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def binary(request: pytest.FixtureRequest) -> str:
+    """The Redis that a test's server runs; under the mark `on_both`, Valkey as well."""
+    found = getattr(request, "param", REDIS)
+    assert isinstance(found, str)
+    return found

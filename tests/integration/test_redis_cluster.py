@@ -20,7 +20,7 @@ from lua import COUNT, EMPTY, Lua  # noqa: E402
 from nanolimit.redis.cluster import slot_of  # noqa: E402
 from nanolimit.redis.fault import Unavailable  # noqa: E402
 from nanolimit.redis.wire import Wire  # noqa: E402
-from redis_server import RedisCluster, RedisServer  # noqa: E402
+from redis_server import RedisCluster, RedisServer, on_both  # noqa: E402
 
 PATIENT_S = 20.0
 # What a busy machine of two cores may add, in a test that looks at the clock.
@@ -29,8 +29,8 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[RedisCluster]:
-    with RedisCluster() as cluster:
+def running(binary: str) -> Iterator[RedisCluster]:
+    with RedisCluster(binary=binary) as cluster:
         yield cluster
 
 
@@ -121,6 +121,7 @@ def test_keys_of_two_slots_in_one_call_are_an_error(cluster: RedisCluster, make:
     assert not caught.value.outcome_unknown
 
 
+@on_both
 def test_a_slot_that_has_moved_costs_one_more_trip_once(cluster: RedisCluster, make: Make) -> None:
     wire = make()
     key = keys_of(cluster, cluster.nodes[0], 1)[0]
@@ -134,6 +135,7 @@ def test_a_slot_that_has_moved_costs_one_more_trip_once(cluster: RedisCluster, m
     assert source.calls("evalsha", "rejected_calls") == rejected + 1
 
 
+@on_both
 def test_a_slot_on_the_move_is_asked_for_at_both_ends(cluster: RedisCluster, make: Make) -> None:
     wire = make()
     here, there, *_ = keys_of(cluster, cluster.nodes[1], 200)
@@ -159,6 +161,7 @@ def test_a_slot_on_the_move_is_asked_for_at_both_ends(cluster: RedisCluster, mak
     assert wire.run(both, [here, there]) == [5, 4]
 
 
+@on_both
 def test_a_slot_moved_to_and_fro_under_load(cluster: RedisCluster, make: Make) -> None:
     wire = make()
     key = keys_of(cluster, cluster.nodes[0], 1)[0]

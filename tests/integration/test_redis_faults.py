@@ -19,7 +19,7 @@ from blocking import Blocking
 from lua import COUNT, EMPTY, LOOP, Lua
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.wire import Wire
-from redis_server import RedisError, RedisServer, free_port
+from redis_server import RedisError, RedisServer, free_port, on_both
 from tcp_proxy import TcpProxy
 
 PATIENT_S = 20.0
@@ -46,8 +46,8 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[RedisServer]:
-    with RedisServer() as server:
+def running(binary: str) -> Iterator[RedisServer]:
+    with RedisServer(binary=binary) as server:
         yield server
 
 
@@ -95,6 +95,7 @@ def counted(server: RedisServer) -> int:
 # Time
 
 
+@on_both
 def test_a_stopped_server_costs_one_timeout_and_runs_the_script_once(
     server: RedisServer, make: Make
 ) -> None:
@@ -305,6 +306,7 @@ class Load:
             assert not self.wrong
 
 
+@on_both
 def test_clients_killed_under_load_count_nothing_twice(server: RedisServer, make: Make) -> None:
     wire = make(server.url)
     with Load(wire) as load:
@@ -315,6 +317,7 @@ def test_clients_killed_under_load_count_nothing_twice(server: RedisServer, make
     assert load.counted <= counted(server) <= load.counted + load.unknown
 
 
+@on_both
 def test_scripts_flushed_under_load(server: RedisServer, make: Make) -> None:
     with Load(make(server.url)) as load:
         for _ in range(30):
@@ -324,8 +327,9 @@ def test_scripts_flushed_under_load(server: RedisServer, make: Make) -> None:
     assert counted(server) == load.counted
 
 
-def test_killed_with_9_under_load_and_restarted(make: Make) -> None:
-    with RedisServer() as server:
+@on_both
+def test_killed_with_9_under_load_and_restarted(make: Make, binary: str) -> None:
+    with RedisServer(binary=binary) as server:
         with Load(make(server.url, 1.0)) as load:
             for _ in range(3):
                 server.kill()
@@ -338,6 +342,7 @@ def test_killed_with_9_under_load_and_restarted(make: Make) -> None:
         assert 20 <= counted(server) <= before
 
 
+@on_both
 def test_stopped_under_load_counts_nothing_twice(server: RedisServer, make: Make) -> None:
     with Load(make(server.url, TIMEOUT_S)) as load:
         with server.paused():
@@ -351,6 +356,7 @@ def test_stopped_under_load_counts_nothing_twice(server: RedisServer, make: Make
 # What the server says
 
 
+@on_both
 def test_out_of_memory(server: RedisServer, make: Make) -> None:
     wire = make(server.url)
     assert wire.run(COUNT, [b"k"], [1]) == 1
@@ -364,6 +370,7 @@ def test_out_of_memory(server: RedisServer, make: Make) -> None:
     assert wire.run(COUNT, [b"k"], [1]) == 2
 
 
+@on_both
 @pytest.mark.parametrize(("stale", "code"), [("yes", "READONLY"), ("no", "MASTERDOWN")])
 def test_a_replica(server: RedisServer, make: Make, stale: str, code: str) -> None:
     wire = make(server.url)
@@ -387,6 +394,7 @@ def says_busy(server: RedisServer) -> bool:
     return False
 
 
+@on_both
 def test_busy_with_a_script_that_loops(server: RedisServer, make: Make) -> None:
     wire = make(server.url)
     assert wire.run(COUNT, [b"k"], [1]) == 1

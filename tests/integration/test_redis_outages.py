@@ -8,9 +8,10 @@ import multiprocessing
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,7 +26,8 @@ import redis_journal
 from nanolimit import Quota, telemetry
 from nanolimit.redis import AsyncRedisRateLimiter, RedisRateLimiter, StoreUnavailableError
 from redis_load import RECORD, Load, crowd, eventually, hammer, most_in_a_window, stamps
-from redis_server import RedisCluster, RedisServer
+from redis_server import RedisCluster, RedisServer, on_both
+from tcp_proxy import TcpProxy
 
 TIMEOUT_S = 0.2
 #: What a busy machine may add: a thread that is ready to run waits for a core.
@@ -35,8 +37,8 @@ HUGE = Quota(1_000_000, per=3600.0)
 
 
 @pytest.fixture(scope="module")
-def shared_server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
+def shared_server(binary: str) -> Iterator[RedisServer]:
+    with RedisServer(binary=binary) as server:
         yield server
 
 
@@ -48,9 +50,9 @@ def server(shared_server: RedisServer) -> RedisServer:
 
 
 @pytest.fixture
-def own() -> Iterator[RedisServer]:
+def own(binary: str) -> Iterator[RedisServer]:
     """A server that the test may treat badly."""
-    with RedisServer() as server:
+    with RedisServer(binary=binary) as server:
         yield server
 
 
@@ -150,8 +152,9 @@ def test_wrong_clients_and_urls() -> None:
             kind("1/second", given)
 
 
-def test_a_cluster() -> None:
-    with RedisCluster() as cluster:
+@on_both
+def test_a_cluster(binary: str) -> None:
+    with RedisCluster(binary=binary) as cluster:
         client = redis.RedisCluster(host=cluster.nodes[0].host, port=cluster.nodes[0].port)
         keys = [f"user:{number}" for number in range(60)]
         for given in (client, cluster.url):
@@ -193,6 +196,7 @@ def test_four_processes_on_one_key(server: RedisServer) -> None:
     assert all(each.denied for each in told)
 
 
+@on_both
 def test_a_crowd_against_a_model(server: RedisServer) -> None:
     """Four processes, 5,000 times any verb: each answer is the one that a model gives."""
     context = multiprocessing.get_context("spawn")
@@ -240,6 +244,7 @@ def test_threads_that_wait_for_one_key(server: RedisServer) -> None:
 # --- faults
 
 
+@on_both
 def test_killed_and_restarted_under_load(own: RedisServer) -> None:
     events: list[str] = []
     telemetry.attach("test", ["degraded", "recovered"], lambda event, *_: events.append(event))
@@ -283,6 +288,7 @@ def test_stopped_for_three_seconds_under_load(own: RedisServer) -> None:
     assert stats.unknown > 0
 
 
+@on_both
 def test_a_lost_reply_is_counted_once(own: RedisServer) -> None:
     with RedisRateLimiter([HUGE], own.url, timeout=TIMEOUT_S, name="api") as limiter:
         assert limiter.allow("k")
@@ -297,6 +303,7 @@ def test_a_lost_reply_is_counted_once(own: RedisServer) -> None:
     assert len(record) == 3
 
 
+@on_both
 def test_the_scripts_are_forgotten_under_load(server: RedisServer) -> None:
     with RedisRateLimiter([Quota(100, per=0.2), RECORD], server.url, timeout=2) as limiter:
         with Load(limiter).running():
@@ -310,6 +317,7 @@ def test_the_scripts_are_forgotten_under_load(server: RedisServer) -> None:
     assert stats.allowed < units <= 2 * stats.allowed
 
 
+@on_both
 def test_clients_are_killed_under_load(server: RedisServer) -> None:
     with RedisRateLimiter([HUGE], server.url, timeout=TIMEOUT_S) as limiter:
         with Load(limiter).running() as load:
@@ -320,6 +328,102 @@ def test_clients_are_killed_under_load(server: RedisServer) -> None:
         eventually(lambda: not limiter.check("k").degraded)
 
 
+async def asks(limiter: AsyncRedisRateLimiter, keys: Iterable[Any]) -> list[bool]:
+    """Ask for all keys in one turn of the loop: one write."""
+    return await asyncio.gather(*[limiter.allow(key) for key in keys])
+
+
+@on_both
+def test_a_connection_killed_under_64_tasks_is_one_failure(server: RedisServer) -> None:
+    async def run() -> None:
+        async with AsyncRedisRateLimiter(
+            [HUGE], server.url, timeout=20, on_error="deny", deny_cache=False
+        ) as limiter:
+            for keys in (range(64), ["hot"] * 64):
+                assert await limiter.allow("before")
+                (own,) = server.clients()
+                server.ask("CLIENT", "PAUSE", 30_000, "WRITE")
+                try:
+                    asking = asyncio.create_task(asks(limiter, keys))
+                    while server.info("clients")["blocked_clients"] == "0":
+                        await asyncio.sleep(0.005)
+                    server.ask("CLIENT", "KILL", "ID", own["id"])
+                    assert await asking == [False] * 64
+                finally:
+                    server.ask("CLIENT", "UNPAUSE")
+                assert limiter.degraded is None
+                assert await asks(limiter, keys) == [True] * 64
+            stats = limiter.stats()
+            assert (stats.failures, stats.unknown, stats.degraded) == (128, 128, 128)
+
+    asyncio.run(run())
+
+
+def test_a_silent_server_is_left_alone_after_three_writes(own: RedisServer) -> None:
+    async def one_after_the_other(limiter: AsyncRedisRateLimiter) -> None:
+        # The first write, and two times that no connection came about: each in its time.
+        for turn in range(3):
+            assert limiter.degraded is None, turn
+            await asks(limiter, range(64))
+        assert limiter.degraded is not None
+        assert limiter.stats().failures == 3 * 64
+
+    async def in_turns_of_the_loop(limiter: AsyncRedisRateLimiter) -> None:
+        waiting = []
+        for key in range(3):
+            waiting.append(asyncio.create_task(asks(limiter, [key] * 8)))
+            for _ in range(3):  # all is written before the next come
+                await asyncio.sleep(0)
+        await asyncio.gather(*waiting[:2])
+        await waiting[2]
+        assert limiter.degraded is not None
+
+    async def run(work: Callable[[AsyncRedisRateLimiter], Awaitable[None]]) -> None:
+        async with AsyncRedisRateLimiter([HUGE], own.url, timeout=TIMEOUT_S) as limiter:
+            assert await limiter.allow("before")
+            with own.paused():
+                await work(limiter)
+
+    for work in (one_after_the_other, in_turns_of_the_loop):
+        asyncio.run(run(work))
+
+
+@pytest.mark.parametrize("keys", [["one"], range(64), ["hot"] * 64], ids=["1", "64", "merged"])
+def test_a_refused_connection_is_one_failure(keys: Sequence[Any]) -> None:
+    with RedisServer() as gone:
+        url = gone.url
+
+    async def run() -> None:
+        async with AsyncRedisRateLimiter([HUGE], url, timeout=20) as limiter:
+            for turn in range(3):
+                assert limiter.degraded is None, turn
+                await asks(limiter, keys)
+            assert limiter.degraded is not None
+
+    asyncio.run(run())
+
+
+def test_threads_that_wait_for_a_connection_are_one_failure() -> None:
+    with (
+        TcpProxy(0) as nowhere,
+        RedisRateLimiter(
+            [HUGE], f"redis://127.0.0.1:{nowhere.port}", timeout=0.5, on_error="deny"
+        ) as limiter,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        gate = threading.Barrier(16)
+
+        def ask(number: int) -> bool:
+            gate.wait()
+            return limiter.allow(number)
+
+        assert list(pool.map(ask, range(16))) == [False] * 16
+        assert limiter.degraded is None
+        assert limiter.stats().failures == 16
+        eventually(lambda: limiter.allow("k") or limiter.degraded is not None)
+
+
+@on_both
 def test_out_of_memory(own: RedisServer) -> None:
     with RedisRateLimiter("5/minute", own.url, on_error="local") as limiter:
         assert limiter.allow("k")

@@ -22,10 +22,12 @@ from nanolimit import Decision, Quota
 from nanolimit.redis import lua, script
 from nanolimit.redis.name import Names
 from nanolimit.redis.script import Arguments, Script
-from redis_server import RedisServer
+from redis_server import RedisServer, on_both
 from waiters import until
 
 redis = pytest.importorskip("redis")
+
+pytestmark = on_both
 
 TESTS = Path(__file__).parent.parent
 PROCESSES = 4
@@ -36,8 +38,8 @@ MINUTE_US = 60_000_000
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
+def server(binary: str) -> Iterator[RedisServer]:
+    with RedisServer(binary=binary) as running:
         yield running
 
 

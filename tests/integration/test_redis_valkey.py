@@ -16,17 +16,18 @@ from lua import COUNT  # noqa: E402
 from nanolimit.redis.aiowire import AsyncWire  # noqa: E402
 from nanolimit.redis.fault import Unavailable  # noqa: E402
 from nanolimit.redis.wire import Wire  # noqa: E402
-from redis_server import RedisCluster, RedisServer  # noqa: E402
+from redis_server import VALKEY, RedisCluster, RedisServer, on_both  # noqa: E402
 
 PATIENT_S = 20.0
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(password="sesame") as server:
+def server(binary: str) -> Iterator[RedisServer]:
+    with RedisServer(password="sesame", binary=binary) as server:
         yield server
 
 
+@on_both
 @pytest.mark.parametrize("decode", [False, True])
 def test_threads(server: RedisServer, decode: bool) -> None:
     server.ask("FLUSHALL")
@@ -46,6 +47,7 @@ def test_threads(server: RedisServer, decode: bool) -> None:
     client.close()
 
 
+@on_both
 @pytest.mark.parametrize("decode", [False, True])
 def test_tasks(server: RedisServer, decode: bool) -> None:
     async def main() -> None:
@@ -64,7 +66,7 @@ def test_tasks(server: RedisServer, decode: bool) -> None:
 
 
 def test_clusters() -> None:
-    with RedisCluster() as cluster:
+    with RedisCluster(binary=VALKEY) as cluster:
         calls = [(COUNT, [b"%d" % number], [1]) for number in range(20)]
         client = valkey.ValkeyCluster.from_url(cluster.url)
         with Wire(client, PATIENT_S) as wire:
@@ -79,6 +81,7 @@ def test_clusters() -> None:
         asyncio.run(main())
 
 
+@on_both
 def test_a_stopped_server(server: RedisServer) -> None:
     server.ask("FLUSHALL")
     with valkey.Valkey(port=server.port, password="sesame") as client, Wire(client, 0.2) as wire:

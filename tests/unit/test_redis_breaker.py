@@ -50,6 +50,41 @@ def test_a_success_in_between_begins_the_count_anew() -> None:
     assert breaker.state == "closed"
 
 
+def test_what_has_one_origin_is_one_failure() -> None:
+    breaker = Breaker(3, PAUSE_S)
+    first, second, third = object(), object(), object()
+    tickets = [breaker.enter(0.0) or 0 for _ in range(200)]
+    for nth, ticket in enumerate(tickets):
+        assert not breaker.failed(ticket, 0.0, (first, second)[nth % 2])
+    assert breaker.state == "closed"
+    assert len(breaker._origins) == 2
+    assert breaker.failed(tickets[0], 0.0, third)
+    # Nothing is kept of it. And a probe fails whatever it was that failed.
+    assert not breaker._origins
+    probe = breaker.enter(PAUSE_S)
+    assert probe is not None
+    assert not breaker.failed(probe, PAUSE_S, third)
+    assert breaker.state == "open"
+
+
+def test_what_has_no_origin_or_an_equal_one_is_a_failure_by_itself() -> None:
+    for origins in ([None] * 3, [[], [], []]):
+        breaker = Breaker(3, PAUSE_S)
+        ticket = breaker.enter(0.0) or 0
+        assert [breaker.failed(ticket, 0.0, each) for each in origins] == [False, False, True]
+
+
+def test_after_a_success_an_origin_counts_anew() -> None:
+    breaker = Breaker(2, PAUSE_S)
+    ticket, origin = breaker.enter(0.0) or 0, object()
+    for _ in range(3):
+        assert not breaker.failed(ticket, 0.0, origin)
+        assert not breaker.succeeded(ticket)
+        assert not breaker._origins
+    assert not breaker.failed(ticket, 0.0)
+    assert breaker.failed(ticket, 0.0, origin)
+
+
 def test_one_probe_at_a_time() -> None:
     breaker = Breaker(1, PAUSE_S, PROBE_S)
     opened(breaker)
@@ -188,6 +223,7 @@ class Model(RuleBasedStateMachine):
         self.now = 100.0
         self.state = "closed"
         self.in_a_row = 0
+        self.origins: set[str] = set()
         self.until = 0.0
         # Who asked and has not reported: ticket, and which period of the model it is of.
         self.period = 0
@@ -221,16 +257,20 @@ class Model(RuleBasedStateMachine):
         assert self.breaker.succeeded(ticket) == closes
         if current:
             self.state, self.in_a_row = "closed", 0
+            self.origins.clear()
 
     @precondition(lambda self: self.out)
-    @rule(data=st.data())
-    def fail(self, data: Any) -> None:
+    @rule(data=st.data(), origin=st.sampled_from([None, "a", "b", "c", "d"]))
+    def fail(self, data: Any, origin: str | None) -> None:
         ticket, current = self._taken(data)
-        if current:
+        if current and origin not in self.origins:
             self.in_a_row += 1
+            if origin is not None:
+                self.origins.add(origin)
         opens = current and (self.state == "half-open" or self.in_a_row >= FAILURES)
-        assert self.breaker.failed(ticket, self.now) == (opens and self.state == "closed")
+        assert self.breaker.failed(ticket, self.now, origin) == (opens and self.state == "closed")
         if opens:
+            self.origins.clear()
             self.state, self.until = "open", self.now + PAUSE_S
             self.period += 1
 

@@ -21,12 +21,16 @@ _MAKING_MAX_S = 30.0
 class _Waiter:
     """Who waits for one reply; replies come in the order of the requests."""
 
-    __slots__ = ("deadline", "future")
+    __slots__ = ("deadline", "future", "write")
 
-    def __init__(self, future: asyncio.Future[Reply] | None, deadline: float) -> None:
+    def __init__(
+        self, future: asyncio.Future[Reply] | None, deadline: float, write: object
+    ) -> None:
         # None for a reply that nobody wants.
         self.future = future
         self.deadline = deadline
+        # With which write the request goes out: those of one that is not answered are one event.
+        self.write = write
 
 
 class AsyncLine(asyncio.Protocol):
@@ -53,6 +57,7 @@ class AsyncLine(asyncio.Protocol):
         self._reader = Reader()
         self._out: list[bytes] = []
         self._unsent: list[_Waiter] = []  # those of _out
+        self._write = object()  # stands for the write to come
         self._waiters: deque[_Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._lost: str | None = None
@@ -86,8 +91,8 @@ class AsyncLine(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._out.append(data)
         if skip:
-            self._unsent.append(_Waiter(None, deadline))
-        self._unsent.append(_Waiter(future, deadline))
+            self._unsent.append(_Waiter(None, deadline, self._write))
+        self._unsent.append(_Waiter(future, deadline, self._write))
         if self._timer is None:
             self._timer = self._loop.call_at(deadline, self._expire)
         elif deadline < self._timer.when():
@@ -103,6 +108,7 @@ class AsyncLine(asyncio.Protocol):
         self._out.clear()
         self._waiters += self._unsent
         self._unsent.clear()
+        self._write = object()
         self._transport.write(data)
 
     def _expire(self) -> None:
@@ -114,8 +120,7 @@ class AsyncLine(asyncio.Protocol):
         for waiter in (*self._waiters, *self._unsent):
             if waiter.deadline <= now:
                 overdue = True
-                fault = Unavailable(f"no reply from {self.name} in time", outcome_unknown=True)
-                _fail(waiter, fault)
+                _fail(waiter, Unavailable(f"no reply from {self.name} in time", True, waiter.write))
             elif next_deadline is None or waiter.deadline < next_deadline:
                 next_deadline = waiter.deadline
         if overdue:
@@ -183,10 +188,11 @@ class AsyncLine(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        origin = object()
         for waiter in self._waiters:
-            _fail(waiter, Unavailable(self._lost, outcome_unknown=True))
+            _fail(waiter, Unavailable(self._lost, True, origin))
         for waiter in self._unsent:
-            _fail(waiter, Cut(self._lost))
+            _fail(waiter, Cut(self._lost, origin=origin))
         self._waiters.clear()
         self._unsent.clear()
         self._out.clear()
@@ -225,6 +231,9 @@ class AsyncPool:
         # Also those that are given up, while somebody still waits on them.
         self._lines: weakref.WeakSet[AsyncLine] = weakref.WeakSet()
         self._closed = False
+        # For those whose time is up before there is a line: who came before the first of them left
+        # tells nothing new.
+        self._lack = object()
 
     @property
     def line(self) -> AsyncLine | None:
@@ -245,14 +254,17 @@ class AsyncPool:
         making = self._making
         if making is None:
             making = self._making = loop.create_task(self._make())
+        lack = self._lack
         await asyncio.wait({making}, timeout=max(0.0, deadline - loop.time()))
         if not making.done():
-            raise Unavailable(f"no connection to {self.name} in time")
+            if lack is self._lack:
+                self._lack = object()
+            raise Unavailable(f"no connection to {self.name} in time", origin=lack)
         if making.cancelled():
             raise Unavailable(f"the connection to {self.name} was closed")
         line = making.result()
         if isinstance(line, Unavailable):
-            raise Unavailable(line.reason) from line.__cause__
+            raise line.again()
         return line
 
     async def _make(self) -> AsyncLine | Unavailable:

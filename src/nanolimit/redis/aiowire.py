@@ -242,7 +242,7 @@ class AsyncWire:
             line = pool.line or await pool.take(deadline)
         except Unavailable as fault:
             self._suspect()
-            return [Unavailable(fault.reason) for _ in requests]
+            return [fault.again() for _ in requests]
         # Nothing is awaited between them, so that they are one write.
         return [line.call(request.packed(), deadline, request.asking) for request in requests]
 
@@ -374,10 +374,11 @@ class AsyncWire:
         if known:
             return
         if not task.done() or task.cancelled():
-            raise Unavailable(f"{self._target.name} did not tell its slots in time")
+            raise Unavailable(f"{self._target.name} did not tell its slots in time", origin=task)
         fault = task.result()
         if fault is not None:
-            raise Unavailable(fault.reason)
+            # To learn of the slots is not what was asked for: that has not been sent.
+            raise Unavailable(fault.reason, origin=task)
 
     async def _ask_for_slots(self, nodes: list[Address], deadline: float) -> Unavailable | None:
         last: Unavailable | None = None

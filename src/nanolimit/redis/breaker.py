@@ -21,6 +21,9 @@ class Breaker:
     closed, if not it is open for another `pause_s`. A probe of which nothing is heard for
     `probe_timeout_s` is given up, and another may go.
 
+    What has one origin is one failure, whoever reports it: a connection that breaks takes along
+    all requests that wait on it, and the next one may be well.
+
     Thread-safe. Time is an argument: seconds of any clock that does not run backwards.
 
     Args:
@@ -33,8 +36,8 @@ class Breaker:
     """
 
     __slots__ = (
-        "__weakref__", "_failed", "_lock", "_probe_timeout_s", "_state", "_ticket", "_until",
-        "failures", "pause_s",
+        "__weakref__", "_failed", "_lock", "_origins", "_probe_timeout_s", "_state", "_ticket",
+        "_until", "failures", "pause_s",
     )  # fmt: skip
 
     failures: int
@@ -63,6 +66,8 @@ class Breaker:
         # Grows whenever it opens or a probe goes: what earlier callers report is old news then.
         self._ticket = 0
         self._failed = 0
+        # Of those failures, as far as they have one: fewer than `failures`.
+        self._origins: list[object] = []
         self._until = 0.0
         renew_after_fork(self)
 
@@ -104,13 +109,19 @@ class Breaker:
             if ticket != self._ticket:
                 return False
             self._failed = 0
+            self._origins.clear()
             if self._state == "closed":
                 return False
             self._state = "closed"
             return True
 
-    def failed(self, ticket: int, now: float) -> bool:
+    def failed(self, ticket: int, now: float, origin: object = None) -> bool:
         """Report that it did not.
+
+        Args:
+            ticket: What `enter` gave.
+            now: The time.
+            origin: Of what the failure is a part, by its identity; None: of nothing.
 
         Returns:
             Whether this opened it: not for a probe that failed, for it was open before.
@@ -118,10 +129,16 @@ class Breaker:
         with self._lock:
             if ticket != self._ticket:
                 return False
-            self._failed += 1
             was = self._state
-            if was == "closed" and self._failed < self.failures:
-                return False
+            if was == "closed":
+                if origin is not None:
+                    if any(each is origin for each in self._origins):
+                        return False
+                    self._origins.append(origin)
+                self._failed += 1
+                if self._failed < self.failures:
+                    return False
+            self._origins.clear()
             self._state = "open"
             self._until = now + self.pause_s
             self._ticket += 1

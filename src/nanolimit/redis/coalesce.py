@@ -333,9 +333,7 @@ class _Lost:
         """Return what is to be raised: one of his own for everybody, with his own traceback."""
         fault = self._fault
         if isinstance(fault, Unavailable):
-            own = Unavailable(fault.reason, fault.outcome_unknown)
-            own.__cause__ = fault.__cause__
-            return own
+            return fault.again()
         if isinstance(fault, Exception):
             return fault
         return Unavailable("the task that had sent it was cancelled", outcome_unknown=True)

@@ -15,16 +15,26 @@ class Unavailable(NanolimitError):
     Args:
         reason: What happened, for people: "LOADING Redis is loading ...", "no reply from ...".
         outcome_unknown: Whether the script may have run. Such a call was not sent again.
+        origin: Of what this is a part, by its identity: a connection that broke, or a write without
+            a reply, is one event, however many requests wait on it. None: it is one by itself.
     """
 
     reason: str
     outcome_unknown: bool
+    origin: object
 
-    def __init__(self, reason: str, outcome_unknown: bool = False) -> None:
+    def __init__(self, reason: str, outcome_unknown: bool = False, origin: object = None) -> None:
         # Both go to `args`, so that the exception can be copied like any other.
         super().__init__(reason, outcome_unknown)
         self.reason = reason
         self.outcome_unknown = outcome_unknown
+        self.origin = origin
+
+    def again(self) -> Unavailable:
+        """Return the same for another request: exceptions that are shared collect tracebacks."""
+        other = Unavailable(self.reason, self.outcome_unknown, self.origin)
+        other.__cause__ = self.__cause__
+        return other
 
     def __str__(self) -> str:
         return f"{self.reason} (it may have counted)" if self.outcome_unknown else self.reason
@@ -56,6 +66,7 @@ def fault_of_reply(text: str) -> Unavailable:
 def fault_of_connecting(error: BaseException, name: str) -> Unavailable:
     """Return the fault that an exception of the client library tells of; nothing was sent."""
     text = str(error) or type(error).__name__
-    fault = Unavailable(text if name in text else f"no connection to {name}: {text}")
+    text = text if name in text else f"no connection to {name}: {text}"
+    fault = Unavailable(text, origin=object())  # all who wait for this connection are told
     fault.__cause__ = error
     return fault

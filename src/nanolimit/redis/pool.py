@@ -51,6 +51,9 @@ class Pool:
         self._lines: weakref.WeakSet[Line] = weakref.WeakSet()
         self._connecting = 0
         self._waiting = 0
+        # For those whose time is up before there is a line: who came before the first of them left
+        # tells nothing new.
+        self._lack = object()
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -114,6 +117,7 @@ class Pool:
         """Wait for a line that is made for this call or handed back by another."""
         with self._change:
             own: _Attempt | None = None
+            lack = self._lack
             self._waiting += 1
             try:
                 while not self._free:
@@ -125,7 +129,9 @@ class Pool:
                         own = self._attempt()
                     left_s = deadline - time.monotonic()
                     if left_s <= 0:
-                        raise Unavailable(self._why_none())
+                        if lack is self._lack:
+                            self._lack = object()
+                        raise Unavailable(self._why_none(), origin=lack)
                     self._change.wait(left_s)
                 if time.monotonic() >= deadline:
                     # Too late to send anything: the next one may have it.

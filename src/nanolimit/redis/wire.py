@@ -70,6 +70,11 @@ class Wire:
         renew_after_fork(self)
 
     @property
+    def name(self) -> str:
+        """Whom it asks, for people; without a password."""
+        return self._target.name
+
+    @property
     def timeout_s(self) -> float:
         """Seconds that a call may take."""
         return self._timeout_s
@@ -200,7 +205,7 @@ class Wire:
                 except Unavailable as fault:
                     self._suspect()
                     for request in requests:
-                        request.result = _same(fault)
+                        request.result = fault.again()
             anew = []
             while sent:
                 pool, line, requests = sent[0]
@@ -226,7 +231,7 @@ class Wire:
         except BaseException as error:
             pool.drop(line)
             if isinstance(error, Unavailable) and len(requests) > 1:
-                raise Unavailable(error.reason, outcome_unknown=True) from error
+                raise Unavailable(error.reason, True, error.origin) from error
             raise
         return line
 
@@ -245,7 +250,7 @@ class Wire:
             pool.drop(line)
             self._suspect()
             for request in requests[len(replies) :]:
-                request.result = _same(fault)
+                request.result = fault.again()
         else:
             pool.give(line)
         anew: list[tuple[Pool, Request]] = []
@@ -410,7 +415,8 @@ class Wire:
                 self._forget_others(slots.nodes())
                 return
         assert last is not None
-        raise Unavailable(last.reason)
+        # To learn of the slots is not what was asked for: that has not been sent.
+        raise Unavailable(last.reason, origin=last.origin)
 
     def _all_remapped(self, owners: list[Address | None]) -> list[Address | None]:
         if self._target.remap is None:
@@ -425,11 +431,6 @@ class Wire:
             gone = [self._pools.pop(each) for each in list(self._pools) if each not in kept]
         for pool in gone:
             pool.close()
-
-
-def _same(fault: Unavailable) -> Unavailable:
-    """Return one for each call: exceptions that are shared collect tracebacks."""
-    return Unavailable(fault.reason, fault.outcome_unknown)
 
 
 def checked_size(max_connections: object, of_client: int) -> int:
