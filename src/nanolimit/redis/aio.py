@@ -78,6 +78,9 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
 
     _loop: asyncio.AbstractEventLoop | None
     _sender: Coalescer | AsyncWire
+    _tasks: set[asyncio.Task[Any]]
+    _timer: asyncio.TimerHandle | None
+    _watcher: asyncio.AbstractEventLoop | None
 
     def __init__(
         self,
@@ -111,10 +114,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
             lease=lease,
         )
         self._wire = wire
-        self._watcher: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        # The loop itself does not keep its tasks alive.
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._begin_watching()
         self._sender = Coalescer(wire, self._arguments) if coalesce else wire
         self._loop = None
         self._begin_waiting()
@@ -293,6 +293,13 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def _begin_watching(self) -> None:
+        # Whose timer it is.
+        self._watcher = None
+        self._timer = None
+        # The loop itself does not keep its tasks alive.
+        self._tasks = set()
+
     async def _waited(
         self, key: Key, cost: int, timeout: float | timedelta | None
     ) -> tuple[Decision, bool]:
@@ -396,3 +403,4 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         """In the child: nobody waits, for the tasks that did are the parent's."""
         super().after_fork()
         self._begin_waiting()
+        self._begin_watching()
