@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import random
 import signal
 import time
@@ -18,6 +19,10 @@ from nanolimit.redis import AsyncRedisRateLimiter, RedisRateLimiter
 START_S = 60.0
 VERBS = ("allow", "check", "peek", "allow_many", "reset", "acquire")
 
+#: A process of it begins at once: what it needs is imported already where it is forked from.
+CONTEXT: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+CONTEXT.set_forkserver_preload(["redis_denials", "redis", "redis.asyncio"])
+
 
 class Worker:
     """A process with one limiter, which does what it is told. Ends with the ``with`` block.
@@ -30,9 +35,8 @@ class Worker:
     """
 
     def __init__(self, kind: str, quota: Any, url: str, **options: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._line, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(other, kind, quota, url, options))
+        self._line, other = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=_work, args=(other, kind, quota, url, options))
         self.process.start()
         other.close()
 

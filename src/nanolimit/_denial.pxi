@@ -98,6 +98,8 @@ cdef class DenialTable:
         if outcome == NL_WOULD_WAIT and now.ns >= self.patient_from_ns:
             with nogil:
                 outcome = nl_denial_put(t, fp, now, sent.tick, self.most, &d, NL_WAITING)
+            if outcome == NL_WOULD_WAIT:  # it was asked last whether that process lives, and may be found dead
+                outcome = nl_denial_put(t, fp, now, sent.tick, self.most, &d, NL_QUICKLY)
             if outcome == NL_WOULD_WAIT:
                 self.patient_from_ns = now.ns + 1_000_000_000u
         return outcome == NL_ALLOWED
@@ -116,6 +118,8 @@ cdef class DenialTable:
         if outcome == NL_WOULD_WAIT:
             with nogil:
                 outcome = nl_denial_forget(t, fp, now, keep, NL_WAITING)
+            if outcome == NL_WOULD_WAIT:
+                outcome = nl_denial_forget(t, fp, now, keep, NL_QUICKLY)
         return outcome == NL_ALLOWED
 
     def __reduce__(self):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import redis_journal
 from nanolimit import Quota, shared
 from nanolimit.redis import RedisRateLimiter
 from nanolimit.redis.denials import open_table
-from redis_denials import Worker, crowd, denied_too_long
+from redis_denials import CONTEXT, Worker, crowd, denied_too_long
 from redis_load import eventually
 from redis_server import RedisServer
 from sharing import memory_folder, needs_shared
@@ -167,7 +166,7 @@ def test_a_denial_that_is_over_when_it_comes_is_not_kept(server: RedisServer, ap
 
 def test_a_crowd_with_shared_denials_is_exact(server: RedisServer, api: str) -> None:
     """Four processes ask at random. Each answer of the store is right, none denied too long."""
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with CONTEXT.Pool(4) as pool:
         told = pool.starmap(crowd, [(server.url, api, seed, 2_000) for seed in range(4)])
     journal = server.ask("LRANGE", redis_journal.JOURNAL, 0, -1)
     _, mismatches = redis_journal.replay(journal)

@@ -382,6 +382,9 @@ def test_a_table_that_cant_be_used_is_no_error(folder: Path) -> None:
     denials.put(OTHER, 1, 0.0, 0.9, epoch)  # sent before, by the table's clock
     denials.put(OTHER, 1, 0.0, 0.9, denials.epoch)
     assert denials.left_s(OTHER, 1, 0.5) == pytest.approx(0.4)
+    answer = an_answer(random.Random(6), QUOTAS, 1)
+    denials.put(OTHER, 1, 0.0, 0.9, denials.epoch, answer, 0.0)
+    assert told(denials.told(OTHER, 1, 0.5)) == told(answer)
     denials.forget(PLACE)
     assert denials.left_s(PLACE, 1, 0.5) == 0
 
