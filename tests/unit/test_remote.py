@@ -599,6 +599,7 @@ def test_metrics_tell_what_it_decided(store: Store) -> None:
         ("nanolimit.decisions", "api", "allowed"): 2,
         ("nanolimit.decisions", "api", "denied"): 4,
         ("nanolimit.denied_locally", "api"): 1,
+        ("nanolimit.leased", "api"): 0,
         ("nanolimit.degraded", "api"): 2,
         ("nanolimit.store.failures", "api", "uncounted"): 1,
         ("nanolimit.store.failures", "api", "unknown"): 1,
@@ -733,6 +734,17 @@ def test_they_are_listed_while_somebody_holds_them(store: Store) -> None:
     del other
     gc.collect()
     assert "another" not in [each.name for each in live_remotes()]
+
+
+def test_what_was_leased_is_told(store: Store, reporters: Callable[..., Any]) -> None:
+    limiter = Sync("100/minute", store, name="api")
+    stream = io.StringIO()
+    reporter = reporters(stream, limiters=[limiter], log=False)
+    limiter._counters.count(3, 0)
+    limiter._counters.leased += 2
+    assert told(limiter)["nanolimit.leased", "api"] == 2
+    reporter.report()
+    assert "/s, 2 of them leased), denied 0 (" in stream.getvalue()
 
 
 # --- telemetry
