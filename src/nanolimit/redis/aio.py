@@ -78,6 +78,9 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
 
     _loop: asyncio.AbstractEventLoop | None
     _sender: Coalescer | AsyncWire
+    _tasks: set[asyncio.Task[Any]]
+    _timer: asyncio.TimerHandle | None
+    _watcher: asyncio.AbstractEventLoop | None
 
     def __init__(
         self,
@@ -111,10 +114,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
             lease=lease,
         )
         self._wire = wire
-        self._watcher: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        # The loop itself does not keep its tasks alive.
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._begin_watching()
         self._sender = Coalescer(wire, self._arguments) if coalesce else wire
         self._loop = None
         self._begin_waiting()
@@ -247,50 +247,6 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
-    async def _waited(
-        self, key: Key, cost: int, timeout: float | timedelta | None
-    ) -> tuple[Decision, bool]:
-        """Do what `acquire` does; what was decided last, and whether it was counted."""
-        place, units = self._asked(key, cost)
-        timeout_ns = checked_timeout(timeout)
-        if not units:
-            return await self._hold(self._peeking(key, 0)), True
-        ask = partial(self._trying, key, place, units)
-        decision: Decision | None = await self._until_granted(place, timeout_ns, ask)
-        if decision is None:  # others were before it in line
-            return await self._hold(self._peeking(key, units)), False
-        return decision, decision.allowed
-
-    async def _until_granted(
-        self,
-        place: bytes,
-        timeout_ns: int | None,
-        ask: Callable[[], Generator[Any, Any, tuple[R, float]]],
-    ) -> R | None:
-        """Ask, and again after as many seconds as were told, until the answer is yes.
-
-        Returns:
-            The last answer; None: the time was up before it could ask.
-        """
-        over_s = None if timeout_ns is None else monotonic() + timeout_ns / NS_PER_SECOND
-        if not await self._queue(place, over_s):
-            return None
-        try:
-            while True:
-                self._refuse_if_closed()
-                answer, wait_s = await self._hold(ask())
-                if answer:
-                    return answer
-                wait_s = max(wait_s, LEAST_PAUSE_S)
-                if over_s is not None:
-                    left_s = over_s - monotonic()
-                    if left_s <= 0:
-                        return answer
-                    wait_s = min(wait_s, left_s)
-                await self._sleep(wait_s)
-        finally:
-            self._step_out(place)
-
     # What is lent is asked for, watched and given back by the loop: whoever wanted it may leave.
 
     async def _kept(self, order: Order) -> Any:
@@ -336,6 +292,57 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def _begin_watching(self) -> None:
+        # Whose timer it is.
+        self._watcher = None
+        self._timer = None
+        # The loop itself does not keep its tasks alive.
+        self._tasks = set()
+
+    async def _waited(
+        self, key: Key, cost: int, timeout: float | timedelta | None
+    ) -> tuple[Decision, bool]:
+        """Do what `acquire` does; what was decided last, and whether it was counted."""
+        place, units = self._asked(key, cost)
+        timeout_ns = checked_timeout(timeout)
+        if not units:
+            return await self._hold(self._peeking(key, 0)), True
+        ask = partial(self._trying, key, place, units)
+        decision: Decision | None = await self._until_granted(place, timeout_ns, ask)
+        if decision is None:  # others were before it in line
+            return await self._hold(self._peeking(key, units)), False
+        return decision, decision.allowed
+
+    async def _until_granted(
+        self,
+        place: bytes,
+        timeout_ns: int | None,
+        ask: Callable[[], Generator[Any, Any, tuple[R, float]]],
+    ) -> R | None:
+        """Ask, and again after as many seconds as were told, until the answer is yes.
+
+        Returns:
+            The last answer; None: the time was up before it could ask.
+        """
+        over_s = None if timeout_ns is None else monotonic() + timeout_ns / NS_PER_SECOND
+        if not await self._queue(place, over_s):
+            return None
+        try:
+            while True:
+                self._refuse_if_closed()
+                answer, wait_s = await self._hold(ask())
+                if answer:
+                    return answer
+                wait_s = max(wait_s, LEAST_PAUSE_S)
+                if over_s is not None:
+                    left_s = over_s - monotonic()
+                    if left_s <= 0:
+                        return answer
+                    wait_s = min(wait_s, left_s)
+                await self._sleep(wait_s)
+        finally:
+            self._step_out(place)
 
     # A line for each key that somebody waits for: the first asks, those behind it wait until it
     # has gone. All in one loop, and so without a lock.
@@ -396,3 +403,4 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         """In the child: nobody waits, for the tasks that did are the parent's."""
         super().after_fork()
         self._begin_waiting()
+        self._begin_watching()

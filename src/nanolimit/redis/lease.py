@@ -56,6 +56,9 @@ MAX_UNITS = 1_000
 #: most a ninth of the limit then.
 SHORTEST_WINDOWS_PART = 8
 
+#: A lease lasts for a day at most.
+MAX_TTL_S = 86_400
+
 #: By so much of itself a lease is over earlier here: the two clocks may go at different rates.
 #: Clocks that are slewed differ by 500 parts in a million.
 DRIFT = 0.001
@@ -89,8 +92,8 @@ class Lease:
     Args:
         max_share: The part of the smallest limit that one limiter takes of a key at once, above 0
             and at most 1. It never takes more than 1,000 units.
-        ttl: Seconds, or a `timedelta`, for which it may hold them: above 0. Of more than an eighth
-            of the shortest window, that eighth counts.
+        ttl: Seconds, or a `timedelta`, for which it may hold them: above 0, at most a day. Of more
+            than an eighth of the shortest window, that eighth counts.
 
     Raises:
         TypeError: `max_share` is no number, or `ttl` no span of time.
@@ -116,9 +119,10 @@ class Lease:
                 f"max_share must be above 0 and at most 1, the whole limit, not {shown(max_share)}"
             )
         ttl_ns = nanoseconds("ttl", ttl)
-        if ttl_ns <= 0:
+        if not 0 < ttl_ns <= MAX_TTL_S * NS_PER_SECOND:
             raise ValueError(
-                f"ttl must be above 0 seconds, not {shown(ttl)}: to have no leases, leave lease out"
+                f"ttl must be above 0 and at most {MAX_TTL_S} seconds, not {shown(ttl)}: "
+                f"to have no leases, leave lease out"
             )
         object.__setattr__(self, "max_share", float(max_share))
         object.__setattr__(self, "ttl", ttl_ns / NS_PER_SECOND)
@@ -207,19 +211,24 @@ Due = tuple[Loan, int]
 class _Heat:
     """How much one key is asked for."""
 
-    __slots__ = ("asked", "loan", "since_s", "units")
+    __slots__ = ("asked", "loan", "requests", "since_s", "units")
 
     def __init__(self, now_s: float) -> None:
         self.loan: Loan | None = None
         # How many it was that were asked for at that time.
         self.asked = 0
-        self.begin(now_s, 0)
+        self.begin(now_s)
 
-    def begin(self, now_s: float, units: int) -> None:
-        """Count anew, how much the store is asked for."""
+    def begin(self, now_s: float) -> None:
+        """Count anew how much the store is asked for."""
         self.loan = None
         self.since_s = now_s
-        self.units = units
+        self.requests = self.units = 0
+
+    def count(self, units: int) -> None:
+        """Count a request."""
+        self.requests += 1
+        self.units += units
 
 
 class Loans:
@@ -333,23 +342,23 @@ class Loans:
         loan = heat.loan
         if loan is None:
             if now_s - heat.since_s >= self.ttl_s:
-                heat.begin(now_s, 0)
-            heat.units += units
+                heat.begin(now_s)
+            heat.count(units)
+            if heat.requests < HOT:
+                return 0
             wanted = heat.units
         elif now_s < loan.until_s:
             wanted = heat.asked
             if loan.units == wanted:  # else the store had no more
                 lasted_s = max(now_s - loan.sent_s, 1e-6)
                 wanted = math.ceil(wanted * min(self.ttl_s / lasted_s, GROWTH))
-        elif now_s - loan.until_s < self.ttl_s:
+        else:
             # Where all was used, it is not known whether it was soon.
             wanted = loan.used if loan.used < loan.units else heat.asked
-        else:
-            wanted = 0
-        if wanted < min(HOT * units, self.most):
-            if loan is not None:
-                heat.begin(now_s, units)
-            return 0
+            if now_s - loan.until_s >= self.ttl_s or wanted < min(HOT, self.most):
+                heat.begin(now_s)
+                heat.count(units)
+                return 0
         return min(wanted, self.most)
 
     def lend(self, order: Order, grant: script.Grant, taken: int) -> bool:

@@ -362,6 +362,27 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
+    # What is lent is watched by a thread, as long as there is something.
+
+    def _watch(self, loans: Loans) -> None:
+        try:
+            self._keeper = supervisor.start(f"leases-{self._name}", self._keep, loans.after_fork)
+        except RuntimeError:  # no room for a thread: the next loan tries it again
+            loans.rest()
+
+    def _keep(self, stopping: threading.Event) -> None:
+        """Give back what is left of each loan when it ends. This is what the thread does."""
+        loans = self._loans
+        assert loans is not None
+        while not stopping.is_set():
+            next_s = loans.next_s()
+            if next_s is None:
+                return
+            if not stopping.wait(max(next_s - clock_s(), 0.0)):
+                self._hold(self._returning(loans.over(clock_s())))
+        # The limiter is closed, or the interpreter ends.
+        self._hold(self._returning(loans.everything()))
+
     def _waited(
         self, key: Key, cost: int, timeout: float | timedelta | None
     ) -> tuple[Decision, bool]:
@@ -400,27 +421,6 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
                 self._bell.wait(_pause_s(max(wait_s, LEAST_PAUSE_S), over_s))
         finally:
             gate.release()
-
-    # What is lent is watched by a thread, as long as there is something.
-
-    def _watch(self, loans: Loans) -> None:
-        try:
-            self._keeper = supervisor.start(f"leases-{self._name}", self._keep, loans.after_fork)
-        except RuntimeError:  # no room for a thread: the next loan tries it again
-            loans.rest()
-
-    def _keep(self, stopping: threading.Event) -> None:
-        """Give back what is left of each loan when it ends. This is what the thread does."""
-        loans = self._loans
-        assert loans is not None
-        while not stopping.is_set():
-            next_s = loans.next_s()
-            if next_s is None:
-                return
-            if not stopping.wait(max(next_s - clock_s(), 0.0)):
-                self._hold(self._returning(loans.over(clock_s())))
-        # The limiter is closed, or the interpreter ends.
-        self._hold(self._returning(loans.everything()))
 
     def _gate(self, place: bytes) -> threading.Lock:
         """Return what those pass who wait for a key, one at a time. It goes with the last."""
