@@ -26,6 +26,7 @@ from nanolimit import (
     telemetry,
 )
 from nanolimit.integrations import asgi, wsgi
+from nanolimit.integrations import outage as outage_module
 from nanolimit.integrations.pace import Pacer
 from nanolimit.limiter import live_limiters
 from nanolimit.metrics.measure import ALL, MEASURES, REMOTE_MEASURES
@@ -235,6 +236,19 @@ def test_an_unavailable_store_is_a_503(
     assert record.exc_info is None
     # It is not the client's fault, and its cause is none of its business.
     assert b"refused" not in answer.body
+
+
+@BOTH
+def test_an_outage_does_not_flood_the_log(
+    side: Side, store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage_module, "monotonic", store.monotonic)
+    store.down = REFUSED
+    web = side(side.Limiter("4/minute", store, on_error="raise"), side.module.client_ip())
+    for seconds, lines in ((0.0, 1), (0.5, 1), (0.49, 1), (0.01, 2), (0.99, 2)):
+        store.now_s += seconds
+        assert [web.request().status for _ in range(5)] == [503] * 5
+        assert len(caplog.records) == lines
 
 
 @BOTH
