@@ -38,6 +38,7 @@ from nanolimit.redis import errors as errors_module
 from nanolimit.redis import limiter as limiter_module
 from nanolimit.redis.fault import Unavailable
 from nanolimit.remote import live_remotes
+from nanolimit.tasks import waited
 from nanolimit.waiting import wait
 from sharing import needs_shared
 from store import AsyncStoreWire, Store, StoreWire
@@ -425,6 +426,20 @@ def test_limit_waits_no_longer_than_it_may(store: Store, asleep: list[float]) ->
         plain()
     assert asleep == [5.0]
     assert found.value.retry_after == pytest.approx(55)
+
+    awaited = Async("1/minute", store, name="b")
+
+    @awaited.limit(key="k", wait=True, timeout=5)
+    async def coroutine() -> None: ...
+
+    async def twice() -> None:
+        await coroutine()
+        with pytest.raises(RateLimitExceeded) as found:
+            await coroutine()
+        assert found.value.retry_after == pytest.approx(55)
+
+    asyncio.run(twice())
+    assert asleep == [5.0, 5.0]
 
 
 def test_limit_of_the_wrong_kind_is_refused(store: Store) -> None:
@@ -917,3 +932,43 @@ def test_those_who_wait_in_an_outage_ask_again_when_the_store_may_be_back(
             pytest.fail("it entered")
     assert max(asleep) <= dialog_module.PAUSE_S
     assert found.value.decision.degraded
+
+
+@pytest.mark.parametrize("kind", [Sync, Async])
+def test_a_turn_in_which_a_block_begins_is_not_used(
+    kind: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[bool] = []
+
+    def begin_block() -> None:
+        turns.append(True)
+        if len(turns) == 1:  # the answer to somebody else's request comes in
+            pacer.heed("k", 0.05)
+
+    if kind is Sync:
+        was = Sync._waited
+
+        def waited_then(limiter: Any, *args: Any) -> Any:
+            found = was(limiter, *args)
+            begin_block()
+            return found
+    else:
+        awas = Async._waited
+
+        async def waited_then(limiter: Any, *args: Any) -> Any:
+            found = await awas(limiter, *args)
+            begin_block()
+            return found
+
+    monkeypatch.setattr(kind, "_waited", waited_then)
+    pacer = Pacer(
+        kind("5/s", store), "k", None, 0, None, (429,), ("GET",), True,
+        wait if kind is Sync else waited, kind is Async, "a client",
+    )  # fmt: skip
+    if kind is Sync:
+        _, granted = pacer.take(pacer.limiter, "k", 1, None, None)
+    else:
+        _, granted = asyncio.run(pacer.take(pacer.limiter, "k", 1, None, True, None))
+    assert granted
+    assert len(turns) == 2
+    assert not pacer.blocks.peek("k").blocked
