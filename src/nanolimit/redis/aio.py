@@ -255,7 +255,8 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         loop = asyncio.get_running_loop()
         if loop is not self._watcher:
             self._watcher = loop
-            self._loans.rest()  # the timer of a loop that is closed does not ring
+            self._timer = None  # that of a loop that is closed does not ring
+            self._watch(self._loans)
         task = self._start(self._sender.run(*order.request))
         try:
             await asyncio.wait((task,))
@@ -275,6 +276,9 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
             self._lend(order, script.grant(task.result()), 0)
 
     def _watch(self, loans: Loans) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         next_s = loans.next_s()
         if next_s is not None:
             loop = asyncio.get_running_loop()
