@@ -57,9 +57,10 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
     `redis.asyncio.RedisCluster`, or their valkey-py twins.
 
     What its tasks ask within one turn of the loop goes out as one write to each server; and of
-    what they `allow` or `acquire` for the same key, at a cost of 1, all behind the first go as one
-    call. What they are told is the same. Where such a call fails, `RedisStats` counts a failure for
-    each of its requests. `coalesce=False` makes a call of each.
+    what they `allow` or `acquire` at a cost of 1, all behind the first go as one call for different
+    keys (not to a Cluster), and one for each key that is asked for again. What they are told is the
+    same. Where such a call fails, `RedisStats` counts a failure for each of its requests.
+    `coalesce=False` makes a call of each.
 
     It belongs to the event loop that first uses it, until that is closed. A task that is cancelled
     while the store is asked may have been counted: nothing is sent again, and nothing is taken
