@@ -356,6 +356,11 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         """Stand in line until one is the first; False: the time was up."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
+            if self._loop is not None and not self._loop.is_closed():
+                raise RuntimeError(
+                    f"{self!r} belongs to another event loop, which is still open: make one for "
+                    f"each loop"
+                )
             # Those of a loop that is closed are lost with it.
             self._begin_waiting()
             self._loop = loop
@@ -407,5 +412,6 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
     def after_fork(self) -> None:
         """In the child: nobody waits, for the tasks that did are the parent's."""
         super().after_fork()
+        self._loop = None
         self._begin_waiting()
         self._begin_watching()
