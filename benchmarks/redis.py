@@ -44,6 +44,7 @@ import importlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -108,17 +109,17 @@ def own_server(program: str) -> Iterator[str]:
         for _ in range(5):  # another may take the port between the look and the start
             with socket.create_server(("127.0.0.1", 0)) as listener:
                 port = listener.getsockname()[1]
-            process = subprocess.Popen(
-                [path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly",
-                 "no", "--daemonize", "no", "--dir", folder, "--logfile", f"{folder}/log"],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+            with Path(folder, "log").open("ab") as log:
+                process = subprocess.Popen(
+                    [path, "--port", str(port), "--bind", "127.0.0.1", "--save", "",
+                     "--appendonly", "no", "--daemonize", "no", "--dir", folder],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                )  # fmt: skip
             if answers(process, port):
                 break
             end(process)
         else:
-            log = Path(folder, "log")
-            text = log.read_text("utf-8", "replace")[-2_000:] if log.exists() else ""
+            text = Path(folder, "log").read_text("utf-8", "replace")[-2_000:]
             raise NoServerError(f"{path} did not start:\n{text}")
         yield f"redis://127.0.0.1:{port}/0"
     finally:
@@ -866,6 +867,8 @@ def main() -> int:
     if options.quick:
         sizes = Sizes(users=5, turns=4, checks=2, repeats=1_000, parts=parts)
     rounds = min(options.rounds, 3) if options.quick else options.rounds
+    # Ended from outside, it ends its server as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     space = f"nlbench{secrets.token_hex(3)}"  # short: MEMORY USAGE counts it
     try:
         with contextlib.ExitStack() as stack:

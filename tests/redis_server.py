@@ -256,6 +256,25 @@ class RedisServer:
             line.ask("AUTH", self.password)
         return line
 
+    def follow(self, master: RedisServer, port: int | None = None) -> None:
+        """Become its replica, and return when what is written there arrives here.
+
+        Args:
+            master: Whom to follow.
+            port: Where that is reached, if not on its own port.
+        """
+        master.config_set("repl-diskless-sync-delay", 0)
+        self.ask("REPLICAOF", master.host, port or master.port)
+        deadline = time.monotonic() + START_S
+        while self.info("replication").get("master_link_status") != "up":
+            assert time.monotonic() < deadline, f"it does not follow:\n{self.log()}"
+            time.sleep(POLL_S)
+        # All is copied. But what is written now is sent from its first "so far I am" on only.
+        with master.line() as line:
+            line.ask("SET", "mark", "")
+            line.ask("DEL", "mark")
+            assert line.ask("WAIT", 1, int(START_S * 1_000)) == 1
+
     def config_set(self, name: str, value: str | int) -> None:
         """CONFIG SET."""
         assert self.ask("CONFIG", "SET", name, value) == "OK"
@@ -400,14 +419,34 @@ class RedisCluster:
 
 
 class RedisSentinel(RedisServer):
-    """A Sentinel that watches one master, called "main"; nobody is asked for a failover."""
+    """A Sentinel that watches one master, called "main", and may fail over all by itself."""
 
-    def watch(self, master: RedisServer) -> None:
-        """Say that this is the master from now on, as after a failover."""
+    def watch(self, master: RedisServer, down_after_ms: int = 30_000) -> None:
+        """Say that this is the master from now on, as after a failover.
+
+        Args:
+            master: It.
+            down_after_ms: For how long it may be silent before it counts as down.
+        """
         with self.line() as line:
             if line.ask("SENTINEL", "MASTERS"):
                 line.ask("SENTINEL", "REMOVE", "main")
             line.ask("SENTINEL", "MONITOR", "main", master.host, master.port, 1)
+            line.ask("SENTINEL", "SET", "main", "down-after-milliseconds", down_after_ms)
+
+    def master_port(self) -> int:
+        """The port of whom it takes for the master."""
+        return int(self.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")[1])
+
+    def knows_replica(self) -> bool:
+        """Whether it has a replica that could take over."""
+        rows = [
+            dict(zip(row[::2], row[1::2], strict=True))
+            for row in self.ask("SENTINEL", "REPLICAS", "main")
+        ]
+        return any(
+            row[b"flags"] == b"slave" and row[b"master-link-status"] == b"ok" for row in rows
+        )
 
     def _command(self) -> list[str]:
         # A Sentinel takes its options from a file only, which it rewrites.

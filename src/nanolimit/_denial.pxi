@@ -60,8 +60,8 @@ cdef class DenialTable:
             return None
         nth = <uint32_t>(d.answer[0] >> ANSWER_SHIFT)
         told_ns = (d.end - d.told) * NL_RECORD_TICK_NS
-        if nth >= <uint32_t>len(quotas) or now.ns < told_ns:
-            return None
+        if nth >= <uint32_t>len(quotas):
+            return None  # (a damaged file's)
         quota = quotas[nth]
         made = Decision.__new__(Decision)
         made.quota = quota
@@ -69,7 +69,7 @@ cdef class DenialTable:
         made.window = (quota.window_ns + NL_RECORD_TICK_NS - 1) // NL_RECORD_TICK_NS
         made.seconds = EXACT
         # As if the answer had come a window after time began: so a stamp is what it has yet to go.
-        made.view.now_ns = made.window * NL_RECORD_TICK_NS + (now.ns - told_ns)
+        made.view.now_ns = made.window * NL_RECORD_TICK_NS + (now.ns - told_ns if now.ns > told_ns else 0)
         made.view.deciding_tick = d.answer[0] & ANSWER_MASK
         made.view.newest_tick = d.answer[1] & ANSWER_MASK
         made.view.oldest_tick = d.answer[2] & ANSWER_MASK
@@ -98,6 +98,8 @@ cdef class DenialTable:
         if outcome == NL_WOULD_WAIT and now.ns >= self.patient_from_ns:
             with nogil:
                 outcome = nl_denial_put(t, fp, now, sent.tick, self.most, &d, NL_WAITING)
+            if outcome == NL_WOULD_WAIT:  # it was asked last whether that process lives, and may be found dead
+                outcome = nl_denial_put(t, fp, now, sent.tick, self.most, &d, NL_QUICKLY)
             if outcome == NL_WOULD_WAIT:
                 self.patient_from_ns = now.ns + 1_000_000_000u
         return outcome == NL_ALLOWED
@@ -116,6 +118,8 @@ cdef class DenialTable:
         if outcome == NL_WOULD_WAIT:
             with nogil:
                 outcome = nl_denial_forget(t, fp, now, keep, NL_WAITING)
+            if outcome == NL_WOULD_WAIT:
+                outcome = nl_denial_forget(t, fp, now, keep, NL_QUICKLY)
         return outcome == NL_ALLOWED
 
     def __reduce__(self):

@@ -110,6 +110,7 @@ class _RemoteLine(NamedTuple):
     degraded: int
     failures: int
     unknown: int
+    leased: int
     allowed_per_s: float
     denied_per_s: float
     denied_percent: float
@@ -120,8 +121,11 @@ class _RemoteLine(NamedTuple):
         denied = f"{_rate(self.denied_per_s)}, {self.denied_percent:.1f} %"
         if self.denied_locally:
             denied += f", {self.denied_locally:,} of them locally"
+        allowed = _rate(self.allowed_per_s)
+        if self.leased:
+            allowed += f", {self.leased:,} of them leased"
         parts = [
-            f"allowed {self.allowed:,} ({_rate(self.allowed_per_s)})",
+            f"allowed {self.allowed:,} ({allowed})",
             f"denied {self.denied:,} ({denied})",
         ]
         if self.degraded:
@@ -168,8 +172,8 @@ class ConsoleReporter:
         log: Whether every line is a record as well: of the logger ``nanolimit``, level INFO, with
             the numbers as attributes (`limiter`, `allowed`, `denied`, `allowed_per_s`,
             `denied_percent`, `keys`, `capacity_keys`, `memory_bytes`, `period_s`, ...; of a
-            `RedisRateLimiter` `denied_locally`, `degraded`, `failures` and `unknown` in the place
-            of sizes).
+            `RedisRateLimiter` `denied_locally`, `leased`, `degraded`, `failures` and `unknown` in
+            the place of sizes).
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -476,6 +480,7 @@ def _remote_line(
         degraded=since("degraded"),
         failures=since("failures"),
         unknown=since("unknown"),
+        leased=since("leased"),
         allowed_per_s=allowed / seconds,
         denied_per_s=denied / seconds,
         denied_percent=100 * denied / decided if decided else 0.0,

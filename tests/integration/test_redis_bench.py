@@ -126,14 +126,34 @@ def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
     assert "secret" not in done.stdout + done.stderr
 
 
+# The script as a module of another name.
+IMPORT = (
+    "import harness, importlib.util as util, sys\n"
+    "spec = util.spec_from_file_location('bench', 'redis.py')\n"
+    "bench = sys.modules['bench'] = util.module_from_spec(spec)\n"
+    "spec.loader.exec_module(bench)\n"
+)
+
+
+def test_a_must_that_is_missed_is_short() -> None:
+    done = python(
+        "-c",
+        IMPORT + "figure = bench.Figure.of([1.0, 2.0, 3.0])\n"
+        "for must, higher in ((2, True), (2.1, True), (2, False), (1.9, False)):\n"
+        "    print(*bench.Must('this', figure, must, higher).row(), sep=' | ')\n",
+    )
+    assert done.stdout.splitlines() == [
+        "this | >= 2 | 2.0 | 1.5 - 2.5 | ok",
+        "this | >= 2.1 | 2.0 | 1.5 - 2.5 | SHORT",
+        "this | <= 2 | 2.0 | 1.5 - 2.5 | ok",
+        "this | <= 1.9 | 2.0 | 1.5 - 2.5 | SHORT",
+    ], done.stderr
+
+
 def test_who_does_not_limit_is_not_timed() -> None:
     done = python(
         "-c",
-        "import harness, importlib.util as util, sys\n"
-        "spec = util.spec_from_file_location('bench', 'redis.py')\n"
-        "bench = sys.modules['bench'] = util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(bench)\n"
-        "async def yes(key): return True\n"
+        IMPORT + "async def yes(key): return True\n"
         "for blocking, awaited in ((lambda key: True, None), (None, yes)):\n"
         "    made = [call and (lambda limit, call=call: call) for call in (blocking, awaited)]\n"
         "    try: bench.Contender(*made, bool).prove()\n"

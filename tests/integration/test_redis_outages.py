@@ -137,6 +137,77 @@ def test_clients(server: RedisServer, decode: bool) -> None:
     asyncio.run(run())
 
 
+def test_clients_with_manners_of_their_own(server: RedisServer) -> None:
+    """Retries, caches, pools that wait: none of it is the limiter's."""
+    from redis.backoff import ExponentialBackoff
+    from redis.cache import CacheConfig
+    from redis.retry import Retry
+
+    where = {"host": server.host, "port": server.port}
+    shut = redis.Redis(**where)
+    shut.ping()
+    shut.close()
+    clients = [
+        shut,  # the limiter's connections are its own
+        redis.Redis(**where, retry=Retry(ExponentialBackoff(), 5), retry_on_error=[ValueError]),
+        redis.Redis(**where, protocol=3, cache_config=CacheConfig()),
+        redis.Redis(**where, protocol=3, decode_responses=True),
+        redis.Redis(**where, single_connection_client=True, health_check_interval=1),
+        redis.Redis(connection_pool=redis.BlockingConnectionPool(**where, max_connections=1)),
+        redis.Redis(unix_socket_path=server.unix_path, socket_timeout=0.001),
+    ]
+    for left, client in enumerate(reversed(clients)):
+        with RedisRateLimiter("9/hour", client, timeout=5, on_error="raise") as limiter:
+            assert limiter.allow("k")
+            assert limiter.peek("k").remaining == 9 - left - 1
+        client.close()
+
+    async def run() -> None:
+        from redis.asyncio.retry import Retry as AsyncRetry
+
+        for client in (
+            redis.asyncio.Redis(**where, retry=AsyncRetry(ExponentialBackoff(), 5), protocol=3),
+            redis.asyncio.Redis(
+                connection_pool=redis.asyncio.BlockingConnectionPool(**where, max_connections=1)
+            ),
+        ):
+            async with AsyncRedisRateLimiter(
+                "9/hour", client, timeout=5, on_error="raise"
+            ) as limiter:
+                assert await limiter.allow("k")
+            await client.aclose()
+        assert server.ask("LLEN", "nl:{s:k}:9/3600000000") == 9
+
+    asyncio.run(run())
+
+
+def test_who_may_not_log_in_is_told_why() -> None:
+    with RedisServer(password="sesame") as locked:
+        at = f"127.0.0.1:{locked.port}"
+        for url, why in (
+            (f"redis://{at}/0", "NOAUTH"),
+            (f"redis://:guess@{at}/0", "invalid username-password pair"),
+            (f"redis://me:guess@{at}/0", "invalid username-password pair"),
+            (f"redis://:sesame@{at}/99", "DB index is out of range"),
+        ):
+            with RedisRateLimiter("5/hour", url, timeout=5, on_error="deny") as limiter:
+                assert [limiter.allow("k") for _ in range(3)] == [False] * 3
+                assert why in str(limiter.degraded)
+                assert limiter.stats().unknown == 0
+            with RedisRateLimiter("5/hour", url, timeout=5, on_error="raise") as limiter:
+                with pytest.raises(StoreUnavailableError, match=why) as caught:
+                    limiter.allow("k")
+                assert "guess" not in str(caught.value)
+
+            async def run(url: str = url, why: str = why) -> None:
+                async with AsyncRedisRateLimiter("5/hour", url, timeout=5) as limiter:
+                    assert (await limiter.check("k")).degraded
+                    assert [await limiter.allow("k") for _ in range(5)] == [True] * 4 + [False]
+                    assert why in str(limiter.degraded)
+
+            asyncio.run(run())
+
+
 def test_wrong_clients_and_urls() -> None:
     client, async_client = redis.Redis(), redis.asyncio.Redis()
     for kind, given, error, words in (

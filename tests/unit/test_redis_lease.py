@@ -795,6 +795,45 @@ def test_a_cost_that_the_loan_does_not_cover_is_asked_for_by_itself(
     assert counted(store) == 100
 
 
+def test_two_calls_for_one_request_share_its_time(make: Make, store: Store) -> None:
+    limiter = make("100/minute", timeout=0.1)
+    hot(limiter)
+    for _ in range(HOT - 1):
+        limiter.allow("k")
+    store.logs[next(iter(store.logs))].extend([store.now_us] * 90)
+    store.latency_s = 0.02  # there, and back
+    assert not limiter.allow("k", 8)
+    assert store.calls[-2:] == ["grant", "take_one"]
+    assert store.timeouts_s[-2] is None
+    assert store.timeouts_s[-1] == pytest.approx(0.06)
+
+
+def test_where_the_second_call_fails_it_is_known_that_it_did_not_fit(
+    make: Make, store: Store
+) -> None:
+    limiter = make("100/minute", deny_cache=False, on_error="allow")
+    hot(limiter)
+    for _ in range(HOT - 1):
+        limiter.allow("k")
+    store.logs[next(iter(store.logs))].extend([store.now_us] * 90)
+    store.on_call = lambda: store.faults.append(TIMED_OUT) if not store.faults else None
+    assert not limiter.allow("k", 8)
+    assert store.calls[-2:] == ["grant", "take_one"]
+    assert limiter.stats()[1:6] == (1, 0, 0, 1, 1)
+
+
+def test_a_request_whose_time_is_up_is_not_asked_for_again(make: Make, store: Store) -> None:
+    limiter = make("100/minute", timeout=0.1, deny_cache=False)
+    hot(limiter)
+    for _ in range(HOT - 1):
+        limiter.allow("k")
+    store.logs[next(iter(store.logs))].extend([store.now_us] * 90)
+    store.latency_s = 0.06
+    assert not limiter.allow("k", 8)
+    assert store.calls[-1] == "grant"
+    assert limiter.stats()[1:5] == (1, 0, 0, 0)  # denied by the store, not by `on_error`
+
+
 def test_check_and_peek_ask_the_store(make: Make, store: Store) -> None:
     limiter = make("1000/minute")
     hot(limiter)

@@ -85,6 +85,15 @@ def test_a_client_of_replicas() -> None:
         Wire(client)
 
 
+@pytest.mark.parametrize("port", [0, -1, 65_536, "x", None])
+def test_a_clients_port(port: Any) -> None:
+    says = f"client_or_url is a client of the port {port!r}, and ports are from 1 to 65535"
+    for make, kind in ((Wire, redis.Redis), (AsyncWire, AsyncRedis)):
+        with pytest.raises(ValueError, match=says):
+            make(kind(port=port))
+        assert "localhost:7000" in repr(make(kind(port="7000")))
+
+
 def test_a_client_without_a_server() -> None:
     class FakeConnection:
         __module__ = "fakeredis"

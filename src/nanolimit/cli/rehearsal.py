@@ -116,7 +116,7 @@ class Rehearsal:
                     stage.empty()
                     times_s.append(perf_counter() - began_s)
             except Unavailable as fault:
-                raise RehearsalError(f"--redis: {fault}") from None
+                raise RehearsalError(f"--redis: {fault.reason}") from None
             self._round_trip_us = median(times_s) * 1e6
             interrupt.check()
 
@@ -150,23 +150,27 @@ class Rehearsal:
         spans_us, flags = _as_both_count(requests, outcome)
         with deferred() as interrupt:
             run = _Run(self._wire, self._prefix, requests, quotas, flags, interrupt)
-            fault: Unavailable | None = None
+            why: str | None = None
             try:
                 run.begin(spans_us)
                 run.all(advance)
             except Unavailable as error:
-                fault = error
-            finally:
+                why = error.reason
+            except BaseException:
                 left = run.clean()
-            if fault is not None or left is not None:
-                raise RehearsalError(self._lost(run.done, total, fault, left))
+                if left is not None:
+                    raise RehearsalError(self._lost(run.done, total, "broken off", left)) from None
+                raise
+            left = run.clean()
+            if why is None and left is not None:
+                why = left.reason
+            if why is not None:
+                raise RehearsalError(self._lost(run.done, total, why, left))
             interrupt.check()
         return run.result()
 
-    def _lost(
-        self, done: int, total: int, fault: Unavailable | None, left: Unavailable | None
-    ) -> str:
-        text = f"--redis: after {done:,} of {total:,} requests: {fault or left}"
+    def _lost(self, done: int, total: int, why: str, left: Unavailable | None) -> str:
+        text = f"--redis: after {done:,} of {total:,} requests: {why}"
         if left is not None:
             text += (
                 f". The lists {self._prefix}:* could not be deleted; they expire by themselves, "
@@ -342,8 +346,7 @@ class _Run:
         self._add_up(then)
         users = sorted(self._expiry.keys())
         self._keys, self._lists = len(users), len(self._expiry)
-        step = max(1, len(users) // _SAMPLED_KEYS)
-        sampled = users[::step]
+        sampled = users[:: max(1, -(-len(users) // _SAMPLED_KEYS))]
         names, lists = self._requests.names, self._stage.lists
         sizes = self._stage.usage_bytes([each for user in sampled for each in lists(names[user])])
         if sizes is not None and sampled:

@@ -143,6 +143,14 @@ REMOTE_MEASURES = (
         remote=lambda stats: (((), stats.denied_locally),),
     ),
     Measure(
+        "nanolimit.leased",
+        "counter",
+        "{decision}",
+        "Requests among the allowed ones that were served from a lease without asking the store.",
+        lambda stats: (),
+        remote=lambda stats: (((), stats.leased),),
+    ),
+    Measure(
         "nanolimit.degraded",
         "counter",
         "{decision}",

@@ -35,6 +35,7 @@ Of a distributed limiter there are the decisions, and besides:
 
 ============================  ============  ======================================================
 ``nanolimit.denied_locally``  {decision}    denials repeated without asking the store
+``nanolimit.leased``          {decision}    requests allowed from a lease without asking the store
 ``nanolimit.degraded``        {decision}    requests that `on_error` decided, without the store
 ``nanolimit.store.failures``  {call}        calls to the store that failed, by
                                             ``nanolimit.outcome``: ``unknown`` if it may have

@@ -30,6 +30,7 @@ Of a distributed limiter there are the decisions, and besides:
 
 ======================================  ==========================================================
 ``nanolimit_denied_locally_total``      denials repeated without asking the store
+``nanolimit_leased_total``              requests allowed from a lease without asking the store
 ``nanolimit_degraded_total``            requests that `on_error` decided, without the store
 ``nanolimit_store_failures_total``      calls to the store that failed, by ``outcome``:
                                         ``unknown`` if it may have counted the request, else

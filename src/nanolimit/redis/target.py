@@ -157,7 +157,7 @@ def _of_pool(pool: Any, client: object, timeout_s: float) -> Target:
     if "path" in kwargs:
         name, address = str(kwargs["path"]), Address("localhost", 0)
     else:
-        address = Address(str(kwargs.get("host", "localhost")), int(kwargs.get("port", 6379)))
+        address = Address(str(kwargs.get("host", "localhost")), _port(kwargs.get("port", 6379)))
         name = str(address)
     if hasattr(pool, "service_name"):  # of a Sentinel
         name = f"the master of {pool.service_name!r}"
@@ -176,6 +176,19 @@ def _of_pool(pool: Any, client: object, timeout_s: float) -> Target:
         max_connections=pool.max_connections,
         client=client,
     )
+
+
+def _port(port: Any) -> int:
+    """Return the port of a client, which takes any; out of range, it would reach another one."""
+    try:
+        number = int(port)
+    except (TypeError, ValueError):
+        number = 0
+    if not 1 <= number <= 65_535:
+        raise ValueError(
+            f"client_or_url is a client of the port {port!r}, and ports are from 1 to 65535"
+        )
+    return number
 
 
 def _of_cluster(client: Any, timeout_s: float) -> Target:
