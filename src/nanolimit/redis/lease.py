@@ -87,7 +87,7 @@ def _clock() -> Callable[[], float]:
 
 
 #: Seconds of the clock by which leases end here. It never goes back.
-clock_s = _clock()
+clock_s: Callable[[], float] = _clock()
 
 
 @dataclass(frozen=True, init=False)
@@ -151,15 +151,19 @@ class Order:
     def __init__(
         self, place: bytes, names: list[bytes], arguments: list[bytes], sent_s: float, ttl_s: float
     ) -> None:
-        self.place = place
-        self.names = names
-        self.request = script.GRANT, names, arguments
+        self.place: bytes = place
+        self.names: list[bytes] = names
+        self.request: tuple[script.Script, list[bytes], list[bytes]] = (
+            script.GRANT,
+            names,
+            arguments,
+        )
         # Until when that which comes of it may be used, by the same clock.
-        self.until_s = sent_s + ttl_s * (1 - DRIFT)
+        self.until_s: float = sent_s + ttl_s * (1 - DRIFT)
         # Before it was sent, by `clock_s`.
-        self.sent_s = sent_s
+        self.sent_s: float = sent_s
         # Whether somebody takes the answer though who asked has left.
-        self.is_kept = False
+        self.is_kept: bool = False
 
 
 class Loan:
@@ -168,13 +172,13 @@ class Loan:
     __slots__ = ("names", "place", "returned", "sent_s", "stamp", "tokens", "units", "until_s")
 
     def __init__(self, order: Order, grant: script.Grant, taken: int) -> None:
-        self.place = order.place
-        self.names = order.names
-        self.units = grant.units
-        self.stamp = grant.stamp
-        self.sent_s = order.sent_s
-        self.until_s = order.until_s
-        self.returned = 0
+        self.place: bytes = order.place
+        self.names: list[bytes] = order.names
+        self.units: int = grant.units
+        self.stamp: int = grant.stamp
+        self.sent_s: float = order.sent_s
+        self.until_s: float = order.until_s
+        self.returned: int = 0
         # One entry for each unit that may still be used.
         self.tokens: list[None] = [None] * (grant.units - taken)
 
