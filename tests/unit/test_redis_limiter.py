@@ -614,6 +614,25 @@ def test_a_task_whose_time_is_up_leaves_the_line(store: Store) -> None:
     asyncio.run(run())
 
 
+def test_another_loop_is_refused_and_changes_nothing(store: Store) -> None:
+    async def run() -> list[bool]:
+        limiter = AsyncRedisRateLimiter("2/second", store)
+        place = limiter._place("k")
+        assert await limiter._queue(place, None)
+        waiting = [asyncio.create_task(limiter.acquire("k")) for _ in range(2)]
+        await asyncio.sleep(0)
+
+        def elsewhere() -> None:
+            with pytest.raises(RuntimeError, match=r"another event loop.*one for each loop"):
+                asyncio.run(limiter.acquire("k", timeout=0))
+
+        await asyncio.to_thread(elsewhere)
+        limiter._step_out(place)
+        return await asyncio.wait_for(asyncio.gather(*waiting), 30)
+
+    assert asyncio.run(run()) == [True, True]
+
+
 def test_in_the_child_of_a_fork_nobody_waits(store: Store) -> None:
     limiter = RedisRateLimiter("1/second", store)
     gate = limiter._gate(limiter._place("k"))
@@ -628,6 +647,9 @@ def test_in_the_child_of_a_fork_nobody_waits(store: Store) -> None:
         assert not await twin.acquire("k", timeout=0)
         twin.after_fork()
         assert await twin.acquire("k", timeout=0)
+        # The parent's loop never closes there.
+        twin.after_fork()
+        assert await asyncio.to_thread(asyncio.run, twin.acquire("k", timeout=0))
 
     asyncio.run(run())
 
@@ -738,6 +760,20 @@ def test_allow_and_deny(make: Make, store: Store, heard: list[Any], allows: bool
     assert {each[0] for each in heard} == {word, "degraded"}
     assert limiter.stats().degraded == (9 if allows else 8)
     assert pickle.loads(pickle.dumps(decision)).degraded
+
+
+@pytest.mark.parametrize("on_error", ["local", "allow", "deny"])
+def test_cost_zero_is_allowed_without_the_store_too(
+    make: Make, store: Store, heard: list[Any], on_error: str
+) -> None:
+    limiter = make("3/second", on_error=on_error)
+    store.down = REFUSED
+    for decision in (limiter.check("k", 0), limiter.peek("k", 0)):
+        assert (decision.allowed, decision.degraded) == (True, True)
+        assert (decision.retry_after, decision.refill_after) == (0, 0)
+        assert decision.remaining == (0 if on_error == "deny" else 3)
+    assert limiter.allow("k", 0)
+    assert not [each for each in heard if each[0] != "degraded"]
 
 
 def test_raise(make: Make, store: Store) -> None:

@@ -256,7 +256,8 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         loop = asyncio.get_running_loop()
         if loop is not self._watcher:
             self._watcher = loop
-            self._loans.rest()  # the timer of a loop that is closed does not ring
+            self._timer = None  # that of a loop that is closed does not ring
+            self._watch(self._loans)
         task = self._start(self._sender.run(*order.request))
         try:
             await asyncio.wait((task,))
@@ -276,6 +277,9 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
             self._lend(order, script.grant(task.result()), 0)
 
     def _watch(self, loans: Loans) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         next_s = loans.next_s()
         if next_s is not None:
             loop = asyncio.get_running_loop()
@@ -352,6 +356,11 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         """Stand in line until one is the first; False: the time was up."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
+            if self._loop is not None and not self._loop.is_closed():
+                raise RuntimeError(
+                    f"{self!r} belongs to another event loop, which is still open: make one for "
+                    f"each loop"
+                )
             # Those of a loop that is closed are lost with it.
             self._begin_waiting()
             self._loop = loop
@@ -403,5 +412,6 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
     def after_fork(self) -> None:
         """In the child: nobody waits, for the tasks that did are the parent's."""
         super().after_fork()
+        self._loop = None
         self._begin_waiting()
         self._begin_watching()

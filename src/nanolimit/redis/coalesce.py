@@ -114,15 +114,23 @@ class Coalescer:
         self._loop = None
 
     async def run(
-        self, what: ScriptLike, keys: Sequence[bytes], args: Sequence[Word] = ()
+        self,
+        what: ScriptLike,
+        keys: Sequence[bytes],
+        args: Sequence[Word] = (),
+        timeout_s: float | None = None,
     ) -> Reply:
         """Run a script, as `AsyncWire.run` does; a merged request gets a reply of its own.
+
+        One with a time of its own goes to the wire at once.
 
         Raises:
             Unavailable: The server can't be asked, or gave an error, or no reply in time.
             RuntimeError: The wire belongs to another event loop.
         """
         loop = asyncio.get_running_loop()
+        if timeout_s is not None:
+            return await self._wire.run(what, keys, args, timeout_s)
         if loop is not self._loop:
             if self._loop is not None and not self._loop.is_closed():
                 return await self._wire.run(what, keys, args)  # which says what is wrong with it

@@ -51,6 +51,8 @@ R = TypeVar("R")
 
 #: What is sent: one script with its keys and arguments; or several, of which each has its answer.
 Request = tuple[Any, list[bytes], list[Any]]
+#: The same, with the seconds that it may take.
+HastyRequest = tuple[Any, list[bytes], list[Any], float]
 
 __all__ = ["Dialog", "Request", "as_buffer", "checked_timeout_s"]
 
@@ -246,7 +248,7 @@ class Dialog(Limiting):
 
     def _taking(
         self, key: Key, place: bytes, units: int
-    ) -> Generator[Request | Order, Any, tuple[float, int]]:
+    ) -> Generator[Request | HastyRequest | Order, Any, tuple[float, int]]:
         """Count a request: when it was asked, and for how long it has to wait then; 0: counted."""
         arguments = self._arguments
         names = self._names.of(key)
@@ -258,8 +260,18 @@ class Dialog(Limiting):
                 grant = yield from self._borrowing(order, loans, units)
                 if grant.units >= units:
                     return sent_s, 0
-                if not grant.units:  # where not one fits, more don't
+                # Less than it wants is all there was: it is denied, and when it fits is asked for
+                # within what is left of the time. Where not one fits, more don't.
+                left_s = sent_s + self._timeout_s - monotonic()
+                if not grant.units or left_s <= 0:
                     return sent_s, grant.wait_us
+                sent_s = monotonic()
+                request = arguments.take, names, arguments.of(units), left_s
+                try:
+                    wait_us = yield from self._asking(request, sent_s)
+                except Unavailable:
+                    return sent_s, grant.wait_us  # that it did not fit is known
+                return sent_s, wait_us
         sent_s = monotonic()
         wait_us = yield from self._asking((arguments.take, names, arguments.of(units)), sent_s)
         return sent_s, wait_us
@@ -303,7 +315,7 @@ class Dialog(Limiting):
 
     def _allowing(
         self, key: Key, place: bytes, units: int
-    ) -> Generator[Request | Order, Any, bool]:
+    ) -> Generator[Request | HastyRequest | Order, Any, bool]:
         """Of `allow`, past the cache."""
         denials = self._denials
         epoch = None if denials is None else denials.epoch
@@ -379,7 +391,7 @@ class Dialog(Limiting):
 
     def _attempting(
         self, key: Key, place: bytes, units: int
-    ) -> Generator[Request | Order, Any, tuple[bool, float]]:
+    ) -> Generator[Request | HastyRequest | Order, Any, tuple[bool, float]]:
         """Of `acquire`: counted, or after how many seconds to ask again.
 
         A request that waits is not a denied one: nobody is told of it.
