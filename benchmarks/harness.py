@@ -39,6 +39,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+# The directory of a script comes first on the path: redis.py would hide the library of that name.
+sys.path[:] = [*(each for each in sys.path if Path(each).resolve() != HERE), str(HERE)]
+
 PEER_DISTRIBUTIONS = (
     "limits", "throttled-py", "pyrate-limiter", "token-bucket",
     "rust-py-rate-limit", "floodgate-rs", "cpex-rate-limiter",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -50,6 +51,17 @@ class Store:
         return reply
 
     def _run(self, name: str, keys: list[bytes], args: list[int]) -> Any:
+        if name == "return":
+            units, stamp = args[0], -args[1]
+            found = 0
+            for key in keys:
+                log = self.logs.get(key, [])
+                found = max(found, min(units, log.count(stamp)))
+                for _ in range(min(units, log.count(stamp))):
+                    log.remove(stamp)
+            return found
+        if name == "grant":
+            return self._grant(keys, args[0], args[1:-1], args[-1])
         cost, rules = args[0], [(args[i], args[i + 1]) for i in range(1, len(args), 3)]
         if name in ("take", "take_one"):
             return self._take(keys, cost, rules)
@@ -93,9 +105,21 @@ class Store:
             self._count(keys, cost)
         return wait
 
-    def _count(self, keys: list[bytes], cost: int) -> None:
+    def _grant(self, keys: list[bytes], units: int, rest: list[int], ttl_us: int) -> list[int]:
+        rules = [(rest[i], rest[i + 1]) for i in range(0, len(rest), 3)]
+        each = list(zip(keys, rules, strict=True))
+        room = min(units, *(limit - len(self._live(key, window)) for key, (window, limit) in each))
+        room = max(room, 0)
+        ends = self.now_us + ttl_us
+        self._count(keys, room, ends)
+        wait = max(self._wait(key, 1, *rule)[0] for key, rule in each) if room < units else 0
+        return [room, wait, ends if room else 0]
+
+    def _count(self, keys: list[bytes], cost: int, stamp: int | None = None) -> None:
         for key in keys:
-            self.logs.setdefault(key, []).extend([self.now_us] * cost)
+            log = self.logs.setdefault(key, [])
+            for _ in range(cost):
+                insort(log, self.now_us if stamp is None else stamp)
 
 
 class StoreWire:

@@ -225,6 +225,16 @@ cdef extern from "core/record.h" nogil:
     nl_outcome nl_record_set_quota(nl_table *, nl_fingerprint, uint32_t, nl_now, uint32_t, uint32_t, int)
     nl_outcome nl_record_set_block(nl_table *, nl_fingerprint, nl_now, uint64_t, int, c_bool *)
 
+cdef extern from "core/denial.h" nogil:
+    ctypedef struct nl_denial:
+        uint64_t end
+        uint32_t cost, told
+        uint64_t answer[3]
+    bint nl_denial_find(const nl_table *, nl_fingerprint, nl_now, uint32_t, uint64_t, nl_denial *)
+    bint nl_denial_answer(const nl_table *, nl_fingerprint, nl_now, nl_denial *)
+    nl_outcome nl_denial_put(nl_table *, nl_fingerprint, nl_now, uint64_t, uint64_t, const nl_denial *, int)
+    nl_outcome nl_denial_forget(nl_table *, nl_fingerprint, nl_now, uint32_t, int)
+
 cdef extern from "core/walk.h" nogil:
     uint64_t nl_walk_count(const nl_table *, uint64_t)
     uint64_t nl_walk_evict(nl_table *, uint64_t, bint, c_bool *)
@@ -1748,6 +1758,7 @@ cdef void check_all(nl_table *t, bint stalled_allows, const nl_fingerprint *fps,
 
 
 include "_bundle.pxi"
+include "_denial.pxi"
 
 
 # --- for Cython (__init__.pxd) ----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from nanolimit._core import Decision
     from nanolimit.limiter import Key, RateLimiter
+    from nanolimit.remote import Remote
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -51,7 +52,7 @@ class Limited:
 
     def __init__(
         self,
-        limiter: RateLimiter,
+        limiter: RateLimiter | Remote,
         key: Key | Callable[..., Key] | None,
         cost: int | Callable[..., int],
         on_denied: Callable[..., Any] | None,
@@ -68,14 +69,18 @@ class Limited:
         if timeout is not None and not wait:
             raise TypeError("timeout goes with wait=True: without it, no call waits")
         checked_timeout(timeout)
-        # What is fixed is looked at here, so that a mistake shows where it stands.
-        limiter.peek("" if key is None or callable(key) else key, 1 if callable(cost) else cost)
-        self._limiter = limiter
+        self._limiter: Any = limiter
         self._key = key
         self._cost = cost
         self._on_denied = on_denied
         self._wait = wait
         self._timeout = timeout
+        # What is fixed is looked at here, so that a mistake shows where it stands.
+        self._look("" if key is None or callable(key) else key, 1 if callable(cost) else cost)
+
+    def _look(self, key: Any, cost: Any) -> None:
+        """Raise what is wrong with a key or a cost."""
+        self._limiter.peek(key, cost)
 
     def __call__(self, function: Callable[P, R], /) -> Callable[P, R]:
         """Return the function with the limit around it."""
@@ -117,15 +122,19 @@ class Limited:
 
         return ask
 
+    def _decider(self) -> Callable[..., tuple[Decision, bool]]:
+        """Return what decides about a call: ``decide(limiter, key, cost, timeout)``."""
+        if not self._wait:
+            return _decide
+        from nanolimit.waiting import wait
+
+        return wait
+
     def _around(
         self, function: Callable[P, R], ask: Callable[..., tuple[Key, int]]
     ) -> Callable[P, R]:
         limiter, on_denied, timeout = self._limiter, self._on_denied, self._timeout
-
-        if self._wait:
-            from nanolimit.waiting import wait as decide
-        else:
-            decide = _decide
+        decide = self._decider()
 
         @functools.wraps(function)
         def limited(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -165,3 +174,8 @@ class Limited:
             return await answer if inspect.isawaitable(answer) else answer
 
         return limited
+
+
+def named(function: Callable[..., Any]) -> str:
+    """Return what a function is called, for messages."""
+    return str(getattr(function, "__qualname__", type(function).__name__))

@@ -897,6 +897,18 @@ def live_limiters() -> list[RateLimiter]:
         return [limiter for _, limiter in found if not limiter.closed]
 
 
+def hide(limiter: RateLimiter) -> None:
+    """Leave it out of `live_limiters`: it is a part of another one, which tells what it decides."""
+    while True:
+        try:
+            serials = [serial for serial, found in _open.items() if found is limiter]
+        except RuntimeError:  # as there
+            continue
+        for serial in serials:
+            _open.pop(serial, None)
+        return
+
+
 # What few limiters need, imported when it is. An `import` in the methods would take as long as
 # a check at every call.
 _waiting: Any = None

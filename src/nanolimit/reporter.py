@@ -16,12 +16,13 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nanolimit import supervisor
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
 from nanolimit.errors import NanolimitError
 from nanolimit.limiter import RateLimiter, live_limiters
+from nanolimit.remote import Remote, is_limiter, live_remotes
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from nanolimit._core import Stats
+    from nanolimit.remote import RemoteStats
     from nanolimit.watched import Watched
+
+    Reported = Watched | Remote
 
     class Writable(Protocol):
         """What a report can be written to: a text stream, or whatever has this method of one."""
@@ -57,8 +61,8 @@ _adding = threading.RLock()
 class _Counted(NamedTuple):
     """What a limiter had counted when it was looked at last."""
 
-    watched: Callable[[], Watched | None]
-    stats: Stats
+    watched: Callable[[], Reported | None]
+    stats: Any
 
 
 class _Line(NamedTuple):
@@ -96,6 +100,42 @@ class _Line(NamedTuple):
         return f"{name}{where}: {', '.join(parts)}"
 
 
+class _RemoteLine(NamedTuple):
+    """What one remote limiter of this process did in one period."""
+
+    limiter: str
+    allowed: int
+    denied: int
+    denied_locally: int
+    degraded: int
+    failures: int
+    unknown: int
+    leased: int
+    allowed_per_s: float
+    denied_per_s: float
+    denied_percent: float
+    period_s: float
+
+    def __str__(self) -> str:
+        name = self.limiter if self.limiter.isprintable() else repr(self.limiter)
+        denied = f"{_rate(self.denied_per_s)}, {self.denied_percent:.1f} %"
+        if self.denied_locally:
+            denied += f", {self.denied_locally:,} of them locally"
+        allowed = _rate(self.allowed_per_s)
+        if self.leased:
+            allowed += f", {self.leased:,} of them leased"
+        parts = [
+            f"allowed {self.allowed:,} ({allowed})",
+            f"denied {self.denied:,} ({denied})",
+        ]
+        if self.degraded:
+            parts.append(f"without the store {self.degraded:,}")
+        if self.failures:
+            unknown = f" ({self.unknown:,} of unknown outcome)" if self.unknown else ""
+            parts.append(f"failed calls {self.failures:,}{unknown}")
+        return f"{name}: {', '.join(parts)}"
+
+
 class ConsoleReporter:
     """Writes a line for each limiter every `period` seconds: what it did in them, what it holds.
 
@@ -112,7 +152,11 @@ class ConsoleReporter:
 
     (on one line). The number in brackets is the process. Of a shared table the line says ``(all
     processes)``: its counters count what all of them did. ``would deny`` (of a limiter that only
-    watches) and ``overflowed`` are added where there were such requests.
+    watches) and ``overflowed`` are added where there were such requests. Of a `RedisRateLimiter`
+    the line says what this process decided; how many keys there are, Redis knows::
+
+        nanolimit[4711] api: allowed 1,234 (123/s), denied 56 (5.6/s, 4.3 %, 12 of them locally),
+        without the store 7, failed calls 3 (1 of unknown outcome)
 
     It runs from the moment that it is made until `stop`, whether or not somebody holds it; at the
     interpreter's end it is stopped. Stopping writes what was counted since the last report.
@@ -127,7 +171,9 @@ class ConsoleReporter:
             left out. One that is closed has no line any more.
         log: Whether every line is a record as well: of the logger ``nanolimit``, level INFO, with
             the numbers as attributes (`limiter`, `allowed`, `denied`, `allowed_per_s`,
-            `denied_percent`, `keys`, `capacity_keys`, `memory_bytes`, `period_s`, ...).
+            `denied_percent`, `keys`, `capacity_keys`, `memory_bytes`, `period_s`, ...; of a
+            `RedisRateLimiter` `denied_locally`, `leased`, `degraded`, `failures` and `unknown` in
+            the place of sizes).
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -144,7 +190,7 @@ class ConsoleReporter:
         period: float | timedelta = 10.0,
         stream: Writable | None = None,
         *,
-        limiters: Iterable[Watched] | None = None,
+        limiters: Iterable[Watched | Remote] | None = None,
         log: bool = True,
     ) -> None:
         self._period_s = _checked_period(period)
@@ -263,8 +309,10 @@ class ConsoleReporter:
 
     # Counting
 
-    def _open(self) -> Iterable[Watched]:
-        return live_limiters() if self._limiters is None else self._limiters
+    def _open(self) -> Iterable[Reported]:
+        if self._limiters is None:
+            return [*live_limiters(), *live_remotes()]
+        return self._limiters
 
     def _look(self) -> None:
         """Begin to count now."""
@@ -272,29 +320,32 @@ class ConsoleReporter:
             self._counted, self._since_s = {}, monotonic()
             self._count()
 
-    def _count(self) -> list[tuple[Watched, Stats]]:
+    def _count(self) -> list[tuple[Reported, Any]]:
         """Read the counters of those that are open, and remember them."""
-        read: list[tuple[Watched, Stats]] = []
+        read: list[tuple[Reported, Any]] = []
         for limiter in self._open():
             try:
-                stats = limiter.stats()
+                stats: Any = limiter.stats()
             except NanolimitError:  # it is closed, or its shared table is gone
                 continue
             # A limiter of the process's own is not held: whoever forgets it is rid of it.
-            held = weakref.ref(limiter) if isinstance(limiter, RateLimiter) else _holding(limiter)
+            held = weakref.ref(limiter) if is_limiter(limiter) else _holding(limiter)
             self._counted[id(limiter)] = _Counted(held, stats)
             read.append((limiter, stats))
         return read
 
-    def _lines(self) -> list[_Line]:
+    def _lines(self) -> list[_Line | _RemoteLine]:
         """Return a line for each that is open, and count anew from here."""
         before, since_s = self._counted, self._since_s
         self._counted, self._since_s = {}, monotonic()
         period_s = self._since_s - since_s
-        lines: list[_Line] = []
+        lines: list[_Line | _RemoteLine] = []
         for limiter, stats in self._count():
             known = before.get(id(limiter))
-            if known is not None and known.watched() is limiter:
+            if isinstance(limiter, Remote):
+                last = None if known is None or known.watched() is not limiter else known.stats
+                lines.append(_remote_line(limiter, last, stats, period_s))
+            elif known is not None and known.watched() is limiter:
                 lines.append(_line(limiter, known.stats, stats, period_s))
             elif not _is_shared(limiter):
                 # It was made since: all that it ever did belongs to this period.
@@ -308,7 +359,7 @@ class ConsoleReporter:
         stream = sys.stderr if self._stream is None else self._stream
         return None if stream is self._failed else stream
 
-    def _write(self, lines: list[_Line]) -> None:
+    def _write(self, lines: list[_Line | _RemoteLine]) -> None:
         stream = self._sink()
         if stream is None:
             return
@@ -327,7 +378,7 @@ class ConsoleReporter:
                 error=error,
             )
 
-    def _record(self, lines: list[_Line]) -> None:
+    def _record(self, lines: list[_Line | _RemoteLine]) -> None:
         if not self._log:
             return
         for line in lines:
@@ -355,12 +406,12 @@ def _checked_timeout(timeout: object) -> float:
     return min(timeout_ns, _MOST_PERIOD_S * NS_PER_SECOND) / NS_PER_SECOND
 
 
-def _checked_limiters(limiters: object) -> tuple[Watched, ...] | None:
+def _checked_limiters(limiters: object) -> tuple[Reported, ...] | None:
     if limiters is None:
         return None
     if _is_watched(limiters) or isinstance(limiters, str) or not isinstance(limiters, Iterable):
         raise TypeError(f"limiters must be limiters in a list, not {shown(limiters)}")
-    found: dict[int, Watched] = {}
+    found: dict[int, Reported] = {}
     for limiter in limiters:
         if not _is_watched(limiter):
             raise TypeError(f"limiters must be limiters, not {shown(limiter)} among them")
@@ -378,7 +429,7 @@ def _is_shared(limiter: Watched) -> bool:
     return not isinstance(limiter, RateLimiter) or limiter._shared is not None
 
 
-def _holding(limiter: Watched) -> Callable[[], Watched]:
+def _holding(limiter: Reported) -> Callable[[], Reported]:
     return lambda: limiter
 
 
@@ -408,6 +459,32 @@ def _line(limiter: Watched, before: Stats | None, now: Stats, period_s: float) -
         memory_bytes=now.memory_bytes,
         period_s=period_s,
         all_processes=_is_shared(limiter),
+    )
+
+
+def _remote_line(
+    limiter: Remote, before: RemoteStats | None, now: RemoteStats, period_s: float
+) -> _RemoteLine:
+    def since(counter: str) -> int:
+        new: int = getattr(now, counter)
+        return new if before is None else new - int(getattr(before, counter))
+
+    allowed, denied = since("allowed"), since("denied")
+    seconds = max(period_s, 1e-9)
+    decided = allowed + denied
+    return _RemoteLine(
+        limiter=limiter.name,
+        allowed=allowed,
+        denied=denied,
+        denied_locally=since("denied_locally"),
+        degraded=since("degraded"),
+        failures=since("failures"),
+        unknown=since("unknown"),
+        leased=since("leased"),
+        allowed_per_s=allowed / seconds,
+        denied_per_s=denied / seconds,
+        denied_percent=100 * denied / decided if decided else 0.0,
+        period_s=period_s,
     )
 
 

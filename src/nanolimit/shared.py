@@ -41,6 +41,8 @@ from nanolimit.place import (
 from nanolimit.process import Process, described
 from nanolimit.quota import MAX_QUOTAS, Quota
 from nanolimit.table import (
+    DENIALS,
+    DENIALS_NUMBER,
     RECORDS,
     RECORDS_NUMBER,
     Wanted,
@@ -70,6 +72,10 @@ __all__ = [
     "tables",
     "watch",
 ]
+
+
+# The tables of a limiter that count no quota, by their numbers, and how their names end.
+_BESIDE = {RECORDS_NUMBER: RECORDS, DENIALS_NUMBER: DENIALS}
 
 
 @dataclass(frozen=True)
@@ -151,11 +157,15 @@ class TableInfo:
 
     number: int | None = None
     """Which of its limiter's quotas it counts, from 0 on. None for the table of what else there is
-    of its keys: blocks, penalties, quotas of their own."""
+    of its keys: blocks, penalties, quotas of their own; and for that of what a Redis has refused
+    (docs/distributed.md)."""
+
+    keeps_denials: bool = False
+    """Whether it keeps what a Redis has refused to this machine's limiters, for a second."""
 
     part_of: str | None = None
     """The name of the limiter's first table, where this is a further one of it: ``"api"`` for
-    ``api.2``, which counts the second quota, and for ``api.records``."""
+    ``api.2``, which counts the second quota, for ``api.records`` and ``api.denials``."""
 
     parts: tuple[TableInfo, ...] = ()
     """The further tables of the limiter whose first one this is."""
@@ -255,12 +265,12 @@ def tables() -> list[TableInfo]:
 
 
 def _part_names(table: TableInfo) -> list[str]:
-    """What the further tables of a limiter are called; the last one need not be there."""
+    """What the further tables of a limiter are called; those of `_BESIDE` need not be there."""
     if table.number != 0:
         return []
     return [
         *(f"{table.name}.{number + 1}" for number in range(1, table._quotas)),
-        f"{table.name}.{RECORDS}",
+        *(f"{table.name}.{ending}" for ending in _BESIDE.values()),
     ]
 
 
@@ -272,14 +282,14 @@ def _with_parts(table: TableInfo, others: Mapping[str, TableInfo]) -> TableInfo:
         # One that can't be read stands in the limiter's way, whatever it is.
         if part is not None and (part.quota is None or part.part_of == table.name):
             parts.append(replace(part, part_of=table.name))
-        elif name != f"{table.name}.{RECORDS}":
+        elif name.removeprefix(f"{table.name}.") not in _BESIDE.values():
             missing.append(name)
     return replace(table, parts=tuple(parts), missing_parts=tuple(missing))
 
 
 def _part_of(name: str, number: int) -> str | None:
     """The name of the first table, where a table's own says that it is a further one."""
-    ending = f".{RECORDS}" if number == RECORDS_NUMBER else f".{number + 1}"
+    ending = f".{_BESIDE.get(number, number + 1)}"
     return name.removesuffix(ending) if number and name.endswith(ending) else None
 
 
@@ -342,7 +352,8 @@ def _inspected(
             time_namespace=header["time_namespace"],
             max_limit=header["layout_limit"],
             track_top=config.track_top,
-            number=None if config.number == RECORDS_NUMBER else config.number,
+            number=None if config.number in _BESIDE else config.number,
+            keeps_denials=config.number == DENIALS_NUMBER,
             part_of=_part_of(place.name, config.number),
             _quotas=config.quotas,
             **inside,
@@ -451,10 +462,11 @@ def remove(name: str | os.PathLike[str], force: bool = False) -> None:
     require_platform()
     place = place_of(name)
     others = range(_remove(place, force) - 1, 0, -1)
-    try:
-        _remove(place._replace(name=f"{place.name}.{RECORDS}"), force, RECORDS_NUMBER)
-    except FileNotFoundError:
-        pass
+    for number, ending in _BESIDE.items():
+        try:
+            _remove(place._replace(name=f"{place.name}.{ending}"), force, number)
+        except FileNotFoundError:
+            continue
     for number in others:
         # Of a limiter with several quotas, which has a table for each.
         try:

@@ -76,6 +76,11 @@ RECORDS = "records"
 RECORDS_NUMBER = MAX_QUOTAS
 RECORDS_QUOTA = Quota(1, per=_core.RECORD_WINDOW_NS / NS_PER_SECOND)
 
+# And what a Redis has refused to the limiters of this machine, kept for a second (core/denial.h);
+# in records too.
+DENIALS = "denials"
+DENIALS_NUMBER = MAX_QUOTAS + 1
+
 # Stamps that a live key holds on average, unless the caller knows better: the whole limit where it
 # is small, and not more than this of a large one, which few keys use up.
 _DEFAULT_TYPICAL = 32

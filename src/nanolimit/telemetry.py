@@ -50,13 +50,14 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nanolimit import _core
 from nanolimit.clock import shown
 
 if TYPE_CHECKING:
     from nanolimit.limiter import RateLimiter
+    from nanolimit.remote import Remote
     from nanolimit.reporter import ConsoleReporter
 
 __all__ = ["EVENTS", "ConsoleReporter", "Handler", "attach", "detach", "handlers"]
@@ -114,7 +115,7 @@ def attach(
     handler: Handler,
     *,
     sample: float = 1.0,
-    limiter: RateLimiter | str | Iterable[RateLimiter | str] | None = None,
+    limiter: RateLimiter | Remote | str | Iterable[RateLimiter | Remote | str] | None = None,
 ) -> None:
     """Call `handler` for these events from now on.
 
@@ -125,9 +126,10 @@ def attach(
         sample: The share of the events that the handler gets, above 0 and at most 1. Chance decides
             for each event by itself, and the measurements are those of that one event: whoever adds
             them up divides by the share. ``handler_detached`` is never left out.
-        limiter: Whose events the handler gets: a `RateLimiter`, or the name of one, which need not
-            exist yet; or several, as a tuple, list or set. All limiters when left out. They are
-            told apart by their names only: a handler gets the events of all that are called so.
+        limiter: Whose events the handler gets: a `RateLimiter` or `RedisRateLimiter`, or the name
+            of one, which need not exist yet; or several, as a tuple, list or set. All limiters when
+            left out. They are told apart by their names only: a handler gets the events of all
+            that are called so.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -221,9 +223,11 @@ def _limiter_names(limiter: object) -> frozenset[str] | None:
     """Return the names of these limiters; None for all."""
     if limiter is None:
         return None
-    from nanolimit.limiter import _MAX_NAME, RateLimiter  # it stands above this module
+    # They stand above this module.
+    from nanolimit.limiter import _MAX_NAME
+    from nanolimit.remote import is_limiter
 
-    if isinstance(limiter, (RateLimiter, str)):
+    if isinstance(limiter, str) or is_limiter(limiter):
         limiter = (limiter,)
     if not isinstance(limiter, (tuple, list, set, frozenset)):
         raise TypeError(
@@ -231,8 +235,9 @@ def _limiter_names(limiter: object) -> frozenset[str] | None:
             f"not {type(limiter).__name__}"
         )
     names: set[str] = set()
+    each: Any
     for each in limiter:
-        if isinstance(each, RateLimiter):
+        if is_limiter(each):
             names.add(each.name)
         elif not isinstance(each, str):
             raise TypeError(

@@ -80,7 +80,12 @@ class Log:
     def live(self, clock: int, window: int) -> list[int]:
         """The stamps that count, the newest first."""
         now = self.now(clock)
-        return [stamp for stamp, _ in self.stamps if now - stamp < window]
+        live = []
+        for stamp, _ in self.stamps:
+            if now - stamp >= window:
+                break  # nor do those behind it
+            live.append(stamp)
+        return live
 
     def add(self, stamp: int, lent: bool, units: int) -> None:
         at = 0
@@ -220,8 +225,7 @@ class Model:
     ) -> list[int]:
         room, wait = most, 0
         for rule in rules:
-            while rule.wait(clock, room) if room <= rule.limit else True:
-                room -= 1
+            room = max(0, min(room, rule.limit - len(rule.log.live(clock, rule.window))))
         ends = max(rule.log.now(clock) for rule in rules) + ttl
         for key, rule in zip(keys, rules, strict=True):
             rule.log.add(ends, True, room)

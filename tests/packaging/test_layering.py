@@ -127,7 +127,7 @@ FUNCTIONS = {"nanolimit.allow", "nanolimit.configure", "nanolimit.get_include"}
 OPTIONAL_IN = {"pytest": "pytest_plugin", "anyio": "anyio"}
 CLI_MAY_IMPORT = {"click", "rich", "matplotlib", "numpy"}
 # One command each that stands on a package beside the facade, and what else its extra brings.
-CLI_STANDS_ON = {"dashboard": {"dashboard", "uvicorn"}}
+CLI_STANDS_ON = {"dashboard": {"dashboard", "uvicorn"}, "rehearsal": {"redis"}}
 # The benchmark's control rows, an empty method and a clock read, are compiled with the seam.
 MAY_ASK_THE_SEAM = {"bench"}
 

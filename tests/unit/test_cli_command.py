@@ -93,6 +93,24 @@ def test_json_figures(
     assert found["files"] == [str(log)]
 
 
+def test_several_quotas_hold_together(tmp_path: Path, command: Callable[..., Result]) -> None:
+    log = sampled(tmp_path / "access.log")
+    code, out, err = command("replay", log, "--limit", "5/minute; 12/hour", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["quotas"] == [{"limit": 5, "per": 60.0}, {"limit": 12, "per": 3600.0}]
+    assert (found["limit"], found["per"]) == (5, 60.0)
+    # Of one alone it would be another number. But the lowest limits are of one quota.
+    alone = [counted(log, 5, 60)["denied"], counted(log, 12, 3600)["denied"]]
+    assert found["denied"] > max(alone)
+    for row in found["lowest"]:
+        assert counted(log, row["limit"], 60)["denied"] == row["denied"]
+    code, out, err = command("replay", log, "--limit", "5/minute; 12/hour")
+    assert (code, err) == (0, "")
+    assert "5/minute; 12/hour" in out
+    assert "The lowest limit, alone, that denies less" in out
+
+
 def test_json_schema(tmp_path: Path, command: Callable[..., Result]) -> None:
     log = sampled(tmp_path / "access.log")
     _, out, _ = command("replay", log, "--json", "--sweep", "1,5,10/minute,7/hour", "--top", "3")
@@ -102,6 +120,7 @@ def test_json_schema(tmp_path: Path, command: Callable[..., Result]) -> None:
         "key": str,
         "limit": int,
         "per": float,
+        "quotas": list,
         "requests": int,
         "allowed": int,
         "denied": int,
@@ -117,7 +136,9 @@ def test_json_schema(tmp_path: Path, command: Callable[..., Result]) -> None:
         "sweep": list,
         "lowest": list,
         "plot": type(None),
+        "redis": type(None),
     }
+    assert found["quotas"] == [{"limit": 5, "per": 60.0}]
     assert {name: type(value) for name, value in found.items()} == kinds
     assert found["first"].startswith("2026-03-02T")
     assert found["first"] < found["last"]

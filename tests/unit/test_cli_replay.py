@@ -67,6 +67,27 @@ def test_run_is_what_the_oracle_says(seed: int, limit: int, window_ns: int, unit
     assert 0 < outcome.denied < len(requests)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_run_of_several_quotas(seed: int) -> None:
+    """A request is counted by all of them or by none."""
+    requests = generated(seed)
+    limits = [(3, 60 * NS), (20, 3600 * NS)]
+    quotas_ = tuple(quotas.of_window(limit, window_ns) for limit, window_ns in limits)
+    outcome = replay.run(requests.times_ns, requests.users, requests.names, quotas_)
+    logs: dict[int, list[int]] = defaultdict(list)
+    for i, (now, user) in enumerate(zip(requests.times_ns, requests.users, strict=True)):
+        log = logs[user]
+        fits = all(
+            sum(now - stamp < window_ns for stamp in log) < limit for limit, window_ns in limits
+        )
+        assert bool(outcome.denied_flags[i]) is not fits
+        if fits:
+            log.append(now)
+    assert (outcome.quotas, outcome.quota) == (quotas_, quotas_[0])
+    with pytest.raises(ValueError, match="several quotas"):
+        replay.Sweep(requests, 60 * NS).add(outcome)
+
+
 def test_run_tells_of_its_progress() -> None:
     requests = generated(1, number=150_000)
     told: list[int] = []

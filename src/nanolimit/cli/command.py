@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from nanolimit import Quota
     from nanolimit.algorithm import Algorithm
+    from nanolimit.cli.account import Account
+    from nanolimit.cli.rehearsal import Rehearsal
 
 # Width of tables where there is no terminal to ask.
 _PIPE_COLUMNS = 120
@@ -84,9 +86,12 @@ Examples:
   nanolimit replay access.log --key '"GET /api/v1/([^/ ]+)'        by what the one group matches
   nanolimit replay app.jsonl.gz --key account_id --json            by a field of JSON lines
   nanolimit replay access.log --limit 60/minute --sweep 1,5,10,50/minute --plot replay.svg
+  nanolimit replay access.log --limit '10/second; 1000/hour'       several that hold together
+  nanolimit replay access.log --limit 100/minute --redis redis://localhost:6379/0
 
 \b
-Exit codes: 0 done, 1 the input could not be used, 2 wrong usage, 3 an extra is not installed.""",
+Exit codes: 0 done, 1 the input or the server could not be used, or the server decides otherwise,
+2 wrong usage, 3 an extra is not installed.""",
 )
 @click.argument("logs", metavar="LOG...", nargs=-1, required=True)
 @click.option(
@@ -95,7 +100,7 @@ Exit codes: 0 done, 1 the input could not be used, 2 wrong usage, 3 an extra is 
     default="5/minute",
     show_default=True,
     metavar="QUOTA",
-    help="The limit to try.",
+    help="The limit to try; several quotas with ; between them hold together.",
 )
 @click.option(
     "--key",
@@ -110,6 +115,14 @@ Exit codes: 0 done, 1 the input could not be used, 2 wrong usage, 3 an extra is 
     "--sweep", "sweep_text", metavar="LIST", help="Other limits to try, such as 1,5,10,50/minute."
 )
 @click.option("--plot", metavar="FILE", help="Draw allowed and denied over time (.png or .svg).")
+@click.option(
+    "--redis",
+    "redis_url",
+    metavar="URL",
+    help="Have this Redis or Valkey decide too, by the scripts of RedisRateLimiter: are the "
+    "decisions the same, how fast is it there, how much memory does it take? The keys have names "
+    "of their own (nl:replay-...) and are deleted at the end.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
     "--top",
@@ -125,6 +138,7 @@ def replay_command(
     key_text: str,
     sweep_text: str | None,
     plot: str | None,
+    redis_url: str | None,
     as_json: bool,
     top: int,
 ) -> None:
@@ -134,10 +148,10 @@ def replay_command(
     gzip; - is standard input. Each request is checked by the real limiter at its own time stamp, in
     the order of the time stamps.
     """
-    quota = _value("--limit", quotas.parse, limit_text)
+    limit = _value("--limit", quotas.parse_all, limit_text)
     key = _value("--key", keys.parse, key_text)
     sweep = (
-        _value("--sweep", lambda text: quotas.parse_list(text, quota), sweep_text)
+        _value("--sweep", lambda text: quotas.parse_list(text, limit[0]), sweep_text)
         if sweep_text
         else []
     )
@@ -145,7 +159,12 @@ def replay_command(
         _check_plot(plot)
     _check_logs(logs)
 
-    report = analyse(logs, key, quota, sweep, top, plot)
+    if redis_url is None:
+        report = analyse(logs, key, limit, sweep, top, plot)
+    else:
+        with _rehearsal(redis_url) as rehearsal:
+            rehearsal.open(limit)
+            report = analyse(logs, key, limit, sweep, top, plot, rehearsal)
 
     requests = report.requests
     if as_json:
@@ -165,25 +184,47 @@ def replay_command(
             "Keys are ip, user, referer, user-agent, x-forwarded-for, a field of JSON lines, "
             "or a regular expression with one group"
         )
+    account = report.account
+    if account is not None and account.differences:
+        asked = sum(run.requests for run in account.runs)
+        raise UnusableInputError(
+            f"--redis: the server decides {account.differences:,} of {asked:,} requests otherwise "
+            f"than the local engine"
+        )
+
+
+def _rehearsal(url: str) -> Rehearsal:
+    from nanolimit.cli.rehearsal import Rehearsal
+
+    try:
+        return Rehearsal(url)
+    except ImportError as error:
+        raise ExtraNeededError(f"--redis: {error}") from None
+    except ValueError as error:
+        text = str(error).removeprefix("client_or_url ").replace("a client or a URL", "a URL")
+        raise click.BadParameter(text, param_hint="'--redis'") from None
 
 
 def analyse(
     logs: Sequence[str],
     key: keys.Key,
-    quota: Quota,
+    limit: tuple[Quota, ...],
     sweep: Sequence[Quota],
     top: int,
     plot: str | None,
+    rehearsal: Rehearsal | None = None,
 ) -> Report:
     """Read the logs, replay them, and draw the picture if there is something to draw."""
     with progress.bar("reading", log.size_bytes(logs), "bytes") as advance:
         requests = log.read(logs, key, advance)
     with progress.bar("replaying", len(requests), "requests") as advance:
-        outcome = replay.run(requests.times_ns, requests.users, requests.names, quota, advance)
+        outcome = replay.run(requests.times_ns, requests.users, requests.names, limit, advance)
     names = ["stdin" if path == log.STDIN else path for path in logs]
-    same = replay.Sweep(requests, quota.window_ns)
-    same.add(outcome)
-    sweeps = {quota.window_ns: same}
+    window_ns = limit[0].window_ns
+    same = replay.Sweep(requests, window_ns)
+    if len(limit) == 1:
+        same.add(outcome)
+    sweeps = {window_ns: same}
     with progress.bar("trying other limits", None, "requests"):
         lowest = [same.lowest(parts, whole) for parts, whole, _ in SHARES]
         counts = []
@@ -199,7 +240,22 @@ def analyse(
         source = ", ".join(Path(name).name for name in names)
         draw(plot, requests, outcome, source=source, key=key.text)
         drawn = plot
-    return Report(names, key.text, requests, outcome, hits, counts, lowest, drawn)
+    account = None if rehearsal is None else _rehearsed(rehearsal, requests, outcome, sweep)
+    return Report(names, key.text, requests, outcome, hits, counts, lowest, drawn, account)
+
+
+def _rehearsed(
+    rehearsal: Rehearsal, requests: log.Requests, outcome: replay.Outcome, sweep: Sequence[Quota]
+) -> Account:
+    """Have the server decide, for the limit and for each of the sweep."""
+    total = (1 + len(sweep)) * len(requests)
+    with progress.bar("asking the server", total, "requests") as advance:
+        runs = [rehearsal.run(requests, outcome, advance)]
+        for quota in sweep:
+            # One at a time: what it denies is a byte for each request.
+            other = replay.run(requests.times_ns, requests.users, requests.names, quota)
+            runs.append(rehearsal.run(requests, other, advance))
+    return rehearsal.account(runs)
 
 
 _T = TypeVar("_T")

@@ -158,7 +158,7 @@ def _title(
     )
     days = first if first == last else f"{first} to {last}"
     headline = (
-        f"{quotas.text(outcome.quota)} denies {outcome.denied:,} of {total:,} requests "
+        f"{quotas.texts(outcome.quotas)} denies {outcome.denied:,} of {total:,} requests "
         f"({share(outcome.denied, total)})"
     )
     about = (

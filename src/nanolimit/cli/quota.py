@@ -16,6 +16,11 @@ def parse(text: str) -> Quota:
     return Quota.parse(text)
 
 
+def parse_all(text: str) -> tuple[Quota, ...]:
+    """Read a limit of one quota or several: ``10/second; 1000/hour``. ValueError: what is wrong."""
+    return Quota.parse_all(text)
+
+
 def of_window(limit: int, window_ns: int) -> Quota:
     """The quota of `limit` in a window of so many nanoseconds. ValueError: out of range.
 
@@ -51,6 +56,11 @@ def parse_list(text: str, default: Quota) -> list[Quota]:
 def text(quota: Quota) -> str:
     """The quota as one says it: ``5/minute``, ``5/15 minutes``, ``5/0.5 seconds``."""
     return f"{quota.limit:,}/{span(quota.window_ns)}"
+
+
+def texts(quotas: tuple[Quota, ...]) -> str:
+    """Quotas that hold together: ``10/second; 1,000/hour``."""
+    return "; ".join(map(text, quotas))
 
 
 def span(length_ns: int) -> str:

@@ -48,14 +48,19 @@ class LogClock:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one quota does to a list of requests. ``denied_flags[i]`` is 1 where request i is
+    """What a limit does to a list of requests. ``denied_flags[i]`` is 1 where request i is
     denied.
     """
 
-    quota: Quota
+    quotas: tuple[Quota, ...]
     denied_flags: bytearray
     denied: int
     denied_of_user: dict[int, int]
+
+    @property
+    def quota(self) -> Quota:
+        """The limit; of several quotas, the first."""
+        return self.quotas[0]
 
     @property
     def users_denied(self) -> int:
@@ -67,22 +72,24 @@ def run(
     times_ns: array[int],
     users: array[int],
     names: list[str],
-    quota: Quota,
+    quota: Quota | tuple[Quota, ...],
     advance: Advance | None = None,
 ) -> Outcome:
     """Check the requests, which must be in the order of their times, against a limiter made for
     this run.
 
-    `advance` is told the number of requests done, now and then. ValueError: a quota that the engine
-    does not take. Some 0.2 microseconds a request.
+    Several quotas are one limit: a request is allowed if it fits into all. `advance` is told the
+    number of requests done, now and then. ValueError: a quota that the engine does not take. Some
+    0.2 microseconds a request.
     """
+    several = (quota,) if isinstance(quota, Quota) else quota
     total = len(times_ns)
     flags = bytearray(total)
     denied_of_user: dict[int, int] = {}
     clock = LogClock()
     # Every user fits at the same time: nobody's request is decided by a full table.
     with RateLimiter(
-        quota, name="replay", clock=clock, max_keys=max(1, len(names)), on_full="deny"
+        several, name="replay", clock=clock, max_keys=max(1, len(names)), on_full="deny"
     ) as limiter:
         allow = limiter.allow
         start_ns = times_ns[0] if total else 0
@@ -103,7 +110,7 @@ def run(
         raise RuntimeError(
             f"the engine's own counts differ from the replay's: {stats}, {denied} of {total} denied"
         )
-    return Outcome(quota, flags, denied, denied_of_user)
+    return Outcome(several, flags, denied, denied_of_user)
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,8 @@ class Sweep:
 
     def add(self, outcome: Outcome) -> None:
         """Make use of a run over all requests with this window."""
+        if len(outcome.quotas) > 1:
+            raise ValueError("a run of several quotas tells nothing of one")
         if outcome.quota.window_ns != self._window_ns:
             raise ValueError(f"{outcome.quota} has another window")
         self._keep(outcome)

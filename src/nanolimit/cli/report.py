@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from nanolimit.cli.account import Account
     from nanolimit.cli.log import Requests
     from nanolimit.cli.replay import Count, Hit, Outcome
 
@@ -38,6 +39,7 @@ class Report:
     sweep: list[Count]
     lowest: list[Count | None]
     plot: str | None
+    account: Account | None = None
 
     def as_json(self) -> dict[str, object]:
         """The object that ``--json`` prints. Fields are added to it, never renamed or removed (see
@@ -49,6 +51,7 @@ class Report:
             "key": self.key,
             "limit": outcome.quota.limit,
             "per": outcome.quota.per,
+            "quotas": [{"limit": quota.limit, "per": quota.per} for quota in outcome.quotas],
             "requests": len(requests),
             "allowed": len(requests) - outcome.denied,
             "denied": outcome.denied,
@@ -96,6 +99,7 @@ class Report:
                 for (parts, whole, _), count in zip(SHARES, self.lowest, strict=True)
             ],
             "plot": self.plot,
+            "redis": None if self.account is None else self.account.as_json(),
         }
 
     def show(self, console: Console) -> None:
@@ -104,29 +108,35 @@ class Report:
         total, users = len(requests), len(requests.names)
         console.print(self._summary())
         if self.top:
-            _title(console, "The users hit hardest")
+            title(console, "The users hit hardest")
             console.print(self._top())
         if self.sweep:
-            _title(console, "What other limits would deny")
-            table = _table(("limit", "denied", "share", "users denied", "share"))
+            title(console, "What other limits would deny")
+            table = table_of(("limit", "denied", "share", "users denied", "share"))
             for count in self.sweep:
                 table.add_row(*_count_row(count, total, users))
             console.print(table)
         if total:
-            _title(console, "The lowest limit that denies less than a given share of the requests")
-            table = _table(("under", "limit", "denied", "share", "users denied", "share"))
+            alone = ", alone," if len(outcome.quotas) > 1 else ""
+            title(
+                console,
+                f"The lowest limit{alone} that denies less than a given share of the requests",
+            )
+            table = table_of(("under", "limit", "denied", "share", "users denied", "share"))
             for (_, _, text), lowest in zip(SHARES, self.lowest, strict=True):
                 if lowest is None:
                     table.add_row(text, "beyond what the engine takes", "", "", "", "")
                 else:
                     table.add_row(text, *_count_row(lowest, total, users))
             console.print(table)
+        if self.account is not None:
+            self.account.show(console)
         self._show_bad(console)
         if self.plot is not None:
             console.print()
             console.print(Text(f"Picture: {self.plot}"), soft_wrap=True)
         if not outcome.denied and total:
-            console.print(f"Nobody is denied at {quotas.text(outcome.quota)}.")
+            console.print(f"Nobody is denied at {quotas.texts(outcome.quotas)}.")
 
     def _summary(self) -> Table:
         requests, outcome = self.requests, self.outcome
@@ -142,7 +152,7 @@ class Report:
             )
             table.add_row("time", f"{first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC")
         table.add_row("requests", f"{total:,} of {users:,} users (key: {printable(self.key)})")
-        table.add_row("limit", Text(quotas.text(outcome.quota), style="bold"))
+        table.add_row("limit", Text(quotas.texts(outcome.quotas), style="bold"))
         table.add_row(
             "denied",
             Text(
@@ -159,7 +169,7 @@ class Report:
         return table
 
     def _top(self) -> Table:
-        table = _table(
+        table = table_of(
             ("user", "requests", "denied", "share", "worst minute (UTC)", "requests", "denied")
         )
         for hit in self.top:
@@ -214,12 +224,14 @@ def clipped(text: str, chars: int = _NAME_CHARS) -> str:
     return text if len(text) <= chars else text[: chars - 1] + "…"
 
 
-def _title(console: Console, text: str) -> None:
+def title(console: Console, text: str) -> None:
+    """Print the headline of a table."""
     console.print()
     console.print(Text(text, style="bold"))
 
 
-def _table(columns: Sequence[str]) -> Table:
+def table_of(columns: Sequence[str]) -> Table:
+    """A table of figures; the first column says what of."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for number, column in enumerate(columns):
         right = number > 0 and not column.startswith(("worst", "limit"))

@@ -360,13 +360,17 @@ def _parts(table: TableInfo) -> Table:
 
 def _part(table: TableInfo) -> str:
     """What a further table of a limiter is for."""
-    return "what stands of keys" if table.number is None else f"quota {table.number + 1}"
+    if table.number is not None:
+        return f"quota {table.number + 1}"
+    return "what Redis has refused" if table.keeps_denials else "what stands of keys"
 
 
 def _counts(table: TableInfo) -> str:
     """What one table counts."""
     if table.quota is None:
         return ""
+    if table.keeps_denials:
+        return "denials of a Redis"
     if table.number is None:
         return "blocks, penalties, quotas of keys"
     return quotas.text(table.quota)

@@ -98,6 +98,7 @@ static inline const char *nl_verify_meter(const nl_table *t, uint32_t id, const 
         NL_BROKEN("meters have another shape than their table");
     if (!count) return NULL;
     if (count != 1 || (head != 0 && head != NL_METER_OTHER)) NL_BROKEN("slot %u: head %u, count %u are no meter's", id, head, count);
+    if (t->us.members && t->number >= NL_QUOTAS_MOST) return NULL; /* a file of records, whose words may be any */
     uint32_t word = slot->ring[head + 1], before = slot->ring[head + 2];
     if (t->rule.algorithm == NL_GCRA) word &= ~NL_GCRA_SPENT;
     if (!word || word > NL_METER_LIMIT_MOST || (t->rule.algorithm == NL_GCRA && word > before))

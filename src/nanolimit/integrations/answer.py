@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from nanolimit._core import Decision
-    from nanolimit.limiter import RateLimiter
     from nanolimit.quota import Quota
+    from nanolimit.remote import AnyLimiter
 
     Kind = Literal["draft", "x", "both"]
 
@@ -105,12 +105,12 @@ class Announcement:
     __slots__ = ("_draft", "_last", "_name", "_said", "_x", "limiter", "silent")
 
     def __init__(
-        self, limiter: RateLimiter, headers: Kind | None = "draft", name: str | None = None
+        self, limiter: AnyLimiter, headers: Kind | None = "draft", name: str | None = None
     ) -> None:
         check_kind(headers)
         if name is None:
             name = "default" if _UNNAMED.fullmatch(limiter.name) else limiter.name
-        self.limiter: RateLimiter = limiter
+        self.limiter: AnyLimiter = limiter
         self._name = name
         self._draft = headers in ("draft", "both")
         self._x = headers in ("x", "both")
@@ -222,11 +222,14 @@ def problem(status: int, title: str, detail: str, **more: object) -> Body:
 
 
 def refusal(status: int, detail: str, accept: str = "") -> Body:
-    """Return the body of an answer that is no 429: 400 or 500."""
-    title = {400: "Bad Request", 500: "Internal Server Error"}[status]
+    """Return the body of an answer that is no 429: 400, 500 or 503."""
+    title = _TITLES[status]
     if prefers_text(accept):
         return Body("text/plain; charset=utf-8", f"{detail}\n".encode())
     return problem(status, title, detail)
+
+
+_TITLES = {400: "Bad Request", 500: "Internal Server Error", 503: "Service Unavailable"}
 
 
 def check_kind(headers: object) -> None:

@@ -6,7 +6,8 @@
     app = RateLimitMiddleware(app, RateLimiter("100/minute", shared="web"), client_ip())
 
 A check is a call into C: it waits for nothing, so there is no task, no thread and no `await` for
-it. Answers are streamed as the application sends them; their first message gets the header fields.
+it. That of an `AsyncRedisRateLimiter` is awaited. Answers are streamed as the application sends
+them; their first message gets the header fields.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from nanolimit.integrations.answer import Body, Kind
     from nanolimit.integrations.gate import Gate
     from nanolimit.integrations.key import KeyFunction
-    from nanolimit.integrations.rule import Limit
+    from nanolimit.integrations.rule import AwaitedLimit
 
     Scope = MutableMapping[str, Any]
     Message = MutableMapping[str, Any]
@@ -67,7 +68,8 @@ class RateLimitMiddleware:
     Args:
         app: The application.
         limiter: A `RateLimiter` or a quota that makes one. With ``shared=`` all workers count
-            together. None: only what a rule fits is limited.
+            together, with an `AsyncRedisRateLimiter` all machines. None: only what a rule fits is
+            limited.
         key: Whose request it is: a callable on the scope, or a coroutine function, or one of
             `client_ip`, `header`, `user`, `combine`.
         cost: Units per request, or a callable on the scope.
@@ -80,7 +82,8 @@ class RateLimitMiddleware:
         rules: Other limits for some requests: ``[Rule("POST /login", "5/minute"), ...]``. The first
             that fits counts.
         on_error: A key function that raises or gives None is logged, and the request is answered
-            500 (``"deny"``) or let pass uncounted (``"allow"``).
+            500 (``"deny"``) or let pass uncounted (``"allow"``). So is one for which a limiter of
+            ``on_error="raise"`` raises `StoreUnavailableError`, but with 503 in the place of 500.
         name: What clients know the policy by; by default the limiter's name.
 
     Raises:
@@ -91,7 +94,7 @@ class RateLimitMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        limiter: Limit | None,
+        limiter: AwaitedLimit | None,
         key: KeyFunction | Callable[[Any], Awaitable[Any]],
         *,
         cost: int | Callable[[Any], int] = 1,
@@ -108,7 +111,17 @@ class RateLimitMiddleware:
                 f"not {type(on_denied).__name__}"
             )
         self.app = app
-        self._gates = Gates(limiter, key, cost, headers, rules, on_error, name)  # type: ignore[arg-type]
+        self._gates = Gates(
+            limiter,
+            key,  # type: ignore[arg-type]
+            cost,
+            headers,
+            rules,
+            on_error,
+            name,
+            awaits=True,
+            where="an ASGI application",
+        )
         self._exempt = checked_exempt(exempt)
         self._on_denied = on_denied
 
@@ -129,7 +142,7 @@ class RateLimitMiddleware:
             decision = await gate.decided(scope) if gate.waits else gate.decide(scope)
         except Refused as refused:
             body = refusal(refused.status, refused.detail, accept_of(scope))
-            return await respond(scope, receive, send, refused.status, body, [])
+            return await respond(scope, receive, send, refused.status, body, refused.raw)
         if decision is None:
             return await self.app(scope, receive, send)
         scope.setdefault("state", {})["ratelimit"] = decision

@@ -8,7 +8,8 @@
     @limit("5/minute", name="login")
     def login(request): ...
 
-A check is a call into C: it waits for nothing, so an asynchronous view gets no thread for it.
+A check is a call into C: it waits for nothing, so an asynchronous view gets no thread for it. A
+`RedisRateLimiter` is for synchronous stacks and views, an `AsyncRedisRateLimiter` for others.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from nanolimit.integrations.key import (
 )
 from nanolimit.integrations.rule import Rule
 from nanolimit.integrations.setting import Setting, check_quota, current
-from nanolimit.limiter import RateLimiter
+from nanolimit.remote import check_kind as check_limiter
+from nanolimit.remote import is_limiter
 
 try:
     from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
@@ -51,7 +53,8 @@ if TYPE_CHECKING:
     from nanolimit._core import Decision
     from nanolimit.integrations.answer import Body, Kind
     from nanolimit.integrations.key import KeyFunction
-    from nanolimit.integrations.rule import Limit
+    from nanolimit.integrations.rule import AnyLimit
+    from nanolimit.remote import AnyLimiter
 
 __all__ = [
     "InvalidRequestError",
@@ -89,7 +92,8 @@ class RateLimitMiddleware:
     configured by ``settings.NANOLIMIT``, whose entries docs/django.md lists. A preflight of CORS
     passes uncounted. The view finds the `Decision` as ``request.ratelimit``.
 
-    It works in synchronous and asynchronous stacks, and takes no thread in either.
+    It works in synchronous and asynchronous stacks, and takes no thread in either. In a synchronous
+    one LIMITER may be a `RedisRateLimiter`, in an asynchronous one an `AsyncRedisRateLimiter`.
 
     Raises:
         ImproperlyConfigured: An entry of NANOLIMIT is missing, unknown or wrong, when Django
@@ -119,13 +123,15 @@ class RateLimitMiddleware:
                 setting.rules,
                 setting.on_error,
                 setting.name,
+                awaits=self._async,
+                where="an asynchronous stack" if self._async else "a synchronous stack",
             )
         except (ValueError, TypeError) as error:
             raise ImproperlyConfigured(f"NANOLIMIT: {error}") from error
         self._exempt = setting.exempt
         self._on_denied = setting.on_denied
         gates = list(self._gates)
-        if not self._async and any(gate.waits for gate in gates):
+        if not self._async and any(gate.key_waits for gate in gates):
             raise ImproperlyConfigured(
                 "NANOLIMIT['KEY'] is a coroutine function, but the middleware runs in a "
                 "synchronous stack: under WSGI, or with a middleware that is synchronous only"
@@ -164,7 +170,7 @@ class RateLimitMiddleware:
 
 
 def limit(
-    limiter: Limit,
+    limiter: AnyLimit,
     *,
     key: KeyFunction | Callable[[Any], Awaitable[Any]] | None = None,
     cost: int | Callable[[Any], int] = 1,
@@ -186,7 +192,8 @@ def limit(
 
     Args:
         limiter: A `RateLimiter`, or a quota that makes one with the settings' arguments. Where
-            these have SHARED, a quota needs a `name`: that is its table for all workers.
+            these have SHARED, a quota needs a `name`: that is its table for all workers. For
+            synchronous views also a `RedisRateLimiter`, for others an `AsyncRedisRateLimiter`.
         key: A key function; in an asynchronous view it may be a coroutine function.
         cost: Units per request, or a callable on the request.
         methods: The methods that are limited, ``"POST"`` or ``["PUT", "PATCH"]``; GET is HEAD as
@@ -194,7 +201,8 @@ def limit(
         exempt: A callable on the request; what it says True to passes uncounted.
         on_denied: A callable ``(request, decision)`` that returns the answer to a denied request.
         headers: ``"draft"``, ``"x"``, ``"both"`` or None.
-        on_error: What happens where the key function fails: ``"deny"`` or ``"allow"``.
+        on_error: What happens where the key function fails: ``"deny"`` or ``"allow"``. Also where
+            a limiter of ``on_error="raise"`` can't ask its store: 503 or passed uncounted.
         name: What clients know the policy by, and what the shared table is called.
 
     Raises:
@@ -211,11 +219,11 @@ class ViewLimit:
 
     __slots__ = ("_arguments", "_exempt", "_gates", "_methods", "_on_denied", "limiter")
 
-    limiter: RateLimiter
+    limiter: AnyLimiter
 
     def __init__(
         self,
-        limiter: Limit,
+        limiter: AnyLimit,
         key: Any,
         cost: int | Callable[[Any], int],
         methods: frozenset[str] | None,
@@ -234,8 +242,8 @@ class ViewLimit:
                 f"not {type(on_denied).__name__}"
             )
         setting = configured()
-        if isinstance(limiter, RateLimiter):
-            self.limiter = limiter
+        if is_limiter(limiter):
+            self.limiter = limiter  # type: ignore[assignment]
         else:
             if setting.shared is not None and name is None:
                 raise ImproperlyConfigured(
@@ -285,16 +293,20 @@ class ViewLimit:
         depth = getattr(view, "_nanolimit_depth", 0)
         gate = self._gate(depth)
         around: Any
+        name = getattr(view, "__name__", view)
+        # (method_decorator tries a decorator on a function of its own.)
+        tried = getattr(view, "__module__", "") == "django.utils.decorators"
         if _is_async(view):
+            check_limiter(self.limiter, True, f"the asynchronous view {name!r}")
             around = self._around_coroutine(view, gate)
         else:
-            # (method_decorator tries a decorator on a function of its own.)
-            tried = getattr(view, "__module__", "") == "django.utils.decorators"
+            if not tried:
+                check_limiter(self.limiter, False, f"the synchronous view {name!r}")
             for what, given in (("key", gate.key), ("on_denied", self._on_denied)):
-                if not tried and (iscoroutinefunction(given) or (what == "key" and gate.waits)):
+                if not tried and (iscoroutinefunction(given) or (what == "key" and gate.key_waits)):
                     raise TypeError(
                         f"{what} is a coroutine function, {shown(given)}, but the view "
-                        f"{getattr(view, '__name__', view)!r} is synchronous"
+                        f"{name!r} is synchronous"
                     )
             around = self._around(view, gate)
         around._nanolimit_depth = depth + 1
@@ -409,7 +421,9 @@ def _denied(gate: Gate, request: Any, decision: Decision, answer: Any) -> _Verdi
 
 def _refused(request: Any, refused: Refused) -> _Verdict:
     body = refusal(refused.status, refused.detail, request.META.get("HTTP_ACCEPT", ""))
-    return _Verdict(_response(request, refused.status, body))
+    return _Verdict(
+        _Verdict(None, refused.fields).announced(_response(request, refused.status, body))
+    )
 
 
 def _response(request: Any, status: int, body: Body) -> Any:

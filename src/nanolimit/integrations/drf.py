@@ -26,12 +26,16 @@ from nanolimit.integrations.django import configured
 from nanolimit.integrations.setting import table_of
 from nanolimit.limiter import RateLimiter
 from nanolimit.quota import Quota
+from nanolimit.remote import StoreUnavailableError, check_kind, is_limiter
 
 try:
     from django.core import mail  # type: ignore[import-untyped]
     from django.core.exceptions import ImproperlyConfigured  # type: ignore[import-untyped]
     from rest_framework import throttling  # type: ignore[import-untyped]
-    from rest_framework.exceptions import ParseError  # type: ignore[import-untyped]
+    from rest_framework.exceptions import (  # type: ignore[import-untyped]
+        APIException,
+        ParseError,
+    )
     from rest_framework.settings import api_settings  # type: ignore[import-untyped]
 except ImportError as _error:
     raise ImportError(
@@ -42,6 +46,7 @@ except ImportError as _error:
 if TYPE_CHECKING:
     from nanolimit._core import Decision
     from nanolimit.integrations.setting import Setting
+    from nanolimit.remote import BlockingLimiter
 
 __all__ = [
     "AnonRateThrottle",
@@ -82,13 +87,20 @@ class SimpleRateThrottle(throttling.SimpleRateThrottle):  # type: ignore[misc]
     Attributes:
         shared: The table in which all workers count, a name or a path; by default
             ``NANOLIMIT["SHARED"]``. Each scope and window has a table of its own beside it.
+        limiter: A `RedisRateLimiter` that counts in the place of all that, for all machines; its
+            quota is the rate. What it has counted stays counted, also where a subclass decides
+            against a request in `throttle_success`. (A `RateLimiter` will do as well.)
         decision: The `Decision` on the request, once `allow_request` has made it.
 
     Raises:
-        ImproperlyConfigured: There is no rate for the scope, or it is not understood.
+        ImproperlyConfigured: There is no rate for the scope, or it is not understood; or `limiter`
+            is none, or goes with something else that says the rate or the table.
+
+    A request that a `limiter` of ``on_error="raise"`` can't count is answered 503.
     """
 
     shared: Any = None
+    limiter: BlockingLimiter | None = None
     decision: Decision | None = None
     THROTTLE_RATES = _Rates()
 
@@ -106,6 +118,27 @@ class SimpleRateThrottle(throttling.SimpleRateThrottle):  # type: ignore[misc]
     # Whether `throttle_success` has confirmed what was counted.
     _confirmed = False
     _refunded = False
+
+    def __init__(self) -> None:
+        self._check_limiter()
+        if self.limiter is not None:
+            self.rate = str(self.limiter.quotas[0])
+        super().__init__()
+
+    def _check_limiter(self) -> None:
+        limiter = self.limiter
+        if limiter is None:
+            return
+        name = type(self).__name__
+        try:
+            if not is_limiter(limiter):
+                raise TypeError(f"it must be a RedisRateLimiter, not {shown(limiter)}")
+            check_kind(limiter, False, "a throttle")
+            for other in ("rate", "shared"):
+                if getattr(type(self), other, None) is not None:
+                    raise TypeError(f"{other} does not go with it: it says that itself")
+        except TypeError as error:
+            raise ImproperlyConfigured(f"limiter of the throttle {name}: {error}") from error
 
     def parse_rate(self, rate: str | None) -> tuple[Any, Any]:
         """Return the number of requests and the seconds of a rate, or None for both.
@@ -140,6 +173,8 @@ class SimpleRateThrottle(throttling.SimpleRateThrottle):  # type: ignore[misc]
         if isinstance(self.num_requests, int) and self.num_requests <= 0:
             self._history = []
             return bool(self.throttle_failure())
+        if self.limiter is not None:
+            return self._allowed_by(self.limiter)
         self._quota = _quota(self.num_requests, self.duration)
         told = self.timer is not _TIMER
         testing = hasattr(mail, "outbox")
@@ -160,9 +195,19 @@ class SimpleRateThrottle(throttling.SimpleRateThrottle):  # type: ignore[misc]
             self._refunded = True
         return allowed
 
+    def _allowed_by(self, limiter: BlockingLimiter) -> bool:
+        """Count the request in a limiter of one's own."""
+        self._confirmed = self._refunded = False
+        try:
+            self.decision = limiter.check(str(self.key))
+        except StoreUnavailableError as error:
+            _log.error("a request could not be counted and was answered 503: %s", error)
+            raise _Unavailable from None
+        return bool(self.throttle_success() if self.decision.allowed else self.throttle_failure())
+
     def throttle_success(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Keep the request counted. A subclass that doesn't call this has it not counted."""
-        if self.decision is None or self._limiter is None:
+        if self.decision is None or (self._limiter is None and self.limiter is None):
             return bool(super().throttle_success())  # of an allow_request of one's own
         if self._refunded:
             self._refunded = False
@@ -201,8 +246,9 @@ class SimpleRateThrottle(throttling.SimpleRateThrottle):  # type: ignore[misc]
         if decision is None:
             return []
         number = decision.limit - decision.remaining
-        newest = self.now + decision.reset_after - self.duration
-        oldest = self.now + decision.refill_after - self.duration
+        duration = self.duration if self.limiter is None else decision.quota.per
+        newest = self.now + decision.reset_after - duration
+        oldest = self.now + decision.refill_after - duration
         history = [newest] * (number - 1) + [oldest] if number else []
         if decision.allowed and not self._confirmed:
             del history[:1]  # as in DRF, where `throttle_success` puts it there
@@ -225,16 +271,26 @@ class ScopedRateThrottle(SimpleRateThrottle, throttling.ScopedRateThrottle):  # 
     """Limits views that have a `throttle_scope`, each scope by its own rate."""
 
     def __init__(self) -> None:
-        """Do nothing: the view tells the scope, and that the rate."""
+        """Ask for no rate: the view tells the scope, and that the rate."""
+        self._check_limiter()
 
     def allow_request(self, request: Any, view: Any) -> bool:
         """Count the request if the view has a scope, and say whether it fits."""
         self.scope = getattr(view, self.scope_attr, None)
         if not self.scope:
             return True
-        self.rate = self.get_rate()
+        self.rate = self.get_rate() if self.limiter is None else str(self.limiter.quotas[0])
         self.num_requests, self.duration = self.parse_rate(self.rate)
         return super().allow_request(request, view)
+
+
+class _Unavailable(APIException):  # type: ignore[misc]
+    """The store of a limiter is away, and that is to be told."""
+
+    status_code = 503
+    default_detail = "The server can't check its limits at the moment."
+    default_code = "store_unavailable"
+    wait = 1  # seconds: DRF makes it the Retry-After
 
 
 def clear() -> None:

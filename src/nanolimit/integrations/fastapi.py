@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from nanolimit.integrations.answer import Kind
     from nanolimit.integrations.key import KeyFunction
-    from nanolimit.integrations.rule import Limit
+    from nanolimit.integrations.rule import AwaitedLimit
 
 __all__ = [
     "RESPONSES",
@@ -105,7 +105,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def limit(
-    limit: Limit,
+    limit: AwaitedLimit,
     key: KeyFunction | Callable[[Any], Awaitable[Any]] = client_ip(),  # noqa: B008
     *,
     cost: int | Callable[[Any], int] = 1,
@@ -144,7 +144,8 @@ def limit(
     what a dependency costs.
 
     Args:
-        limit: A `RateLimiter`, or a quota that makes one: ``"5/minute"``.
+        limit: A `RateLimiter`, or a quota that makes one: ``"5/minute"``; or an
+            `AsyncRedisRateLimiter`, also where the endpoint is a plain function.
         key: Whose request it is: a callable on the request, or a coroutine function, or one of
             `client_ip`, `header`, `user`, `combine`. By default the client's address.
         cost: Units per request, or a callable on the request.
@@ -154,7 +155,8 @@ def limit(
         on_denied: A callable ``(request, decision)`` that gives the answer to a denied HTTP
             request: a Response, or a coroutine that gives one. The header fields are added to it.
         on_error: A key function that raises or gives None is logged, and the request is answered
-            500 (``"deny"``) or let pass uncounted (``"allow"``).
+            500 (``"deny"``) or let pass uncounted (``"allow"``). So is one for which a limiter of
+            ``on_error="raise"`` raises `StoreUnavailableError`, but with 503 in the place of 500.
         name: What clients know the policy by; by default the limiter's name.
         shared: The table that all workers share, where `limit` is a quota: see `RateLimiter`.
 
@@ -166,6 +168,7 @@ def limit(
         ValueError, TypeError: An argument is wrong; it is named.
     """
     guard = Guard(limit, key, cost, headers, exempt, on_denied, on_error, name, shared)
+    guard.goes_with(True, "a FastAPI application")
 
     # FastAPI reads this signature: no parameter of it is one of the request's.
     async def ratelimit(connection: HTTPConnection, response: Response) -> Decision | None:

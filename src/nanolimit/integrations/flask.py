@@ -23,7 +23,12 @@ from weakref import WeakKeyDictionary
 try:
     from flask import Blueprint, Flask, Response, current_app, g
     from flask import request as current_request
-    from werkzeug.exceptions import BadRequest, InternalServerError, TooManyRequests
+    from werkzeug.exceptions import (
+        BadRequest,
+        InternalServerError,
+        ServiceUnavailable,
+        TooManyRequests,
+    )
     from werkzeug.wrappers import Response as AnyResponse
 except ImportError as _error:
     raise ImportError(
@@ -36,6 +41,8 @@ from nanolimit.integrations.gate import Gate, Gates, Refused, checked_exempt
 from nanolimit.integrations.key import InvalidRequestError, client_ip, combine, header, user
 from nanolimit.integrations.rule import Rule, limiter_of
 from nanolimit.limiter import RateLimiter
+from nanolimit.remote import check_kind as check_limiter
+from nanolimit.remote import is_limiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
     from nanolimit.integrations.answer import Announcement, Kind
     from nanolimit.integrations.key import KeyFunction
     from nanolimit.integrations.rule import Limit as Limited
+    from nanolimit.remote import BlockingLimiter
 
     OnDenied = Callable[[Request, Decision], Any]
 
@@ -66,6 +74,7 @@ __all__ = [
 F = TypeVar("F")
 
 _EXTENSION = "nanolimit"
+_WHERE = "a Flask application"
 _MARKS = "__nanolimit__"
 _RECORD = "nanolimit"  # of a request's own attributes
 # Fields of which an answer has one line; the draft's are lists, with a line for each policy.
@@ -115,11 +124,9 @@ class Limit:
     ) -> None:
         key = _checked_key(key)
         if shared is not None:
-            if isinstance(limiter, RateLimiter):
-                raise TypeError(
-                    "shared goes with a quota; a RateLimiter says itself what it shares"
-                )
-            limiter = RateLimiter(limiter, shared=shared, on_mismatch="replace")
+            if is_limiter(limiter):
+                raise TypeError("shared goes with a quota; a limiter says itself what it shares")
+            limiter = RateLimiter(limiter, shared=shared, on_mismatch="replace")  # type: ignore[arg-type]
         self.extension = extension
         self.override_defaults = override_defaults
         self.exempt: Callable[[Any], Any] | None = checked_exempt(exempt)
@@ -130,12 +137,14 @@ class Limit:
         self._methods = _checked_methods(methods)
         self._name = name
         # A mistake shows here, not at the first request.
-        Gate(limiter_of(limiter), self._key, cost)
+        found = limiter_of(limiter)
+        check_limiter(found, False, _WHERE)
+        Gate(found, self._key, cost)
 
     def gate(self, headers: Kind | None) -> Gate:
         """Make the gate of one application: a quota becomes a limiter of its own in each."""
-        limiter = self._limit
-        if not isinstance(limiter, RateLimiter):
+        limiter: Any = self._limit
+        if not is_limiter(limiter):
             limiter = RateLimiter(limiter, name=self._name)
         return Gate(limiter, self._key, self._cost, headers, self.extension._on_error, self._name)
 
@@ -188,9 +197,9 @@ class Limit:
 
     def _take_name(self, name: str, others: Iterable[object]) -> None:
         """Be called like the place that it was first put on, unless it has a name."""
-        limiter = self._limit
+        limiter: Any = self._limit
         if self._name is None and not (
-            isinstance(limiter, RateLimiter) and not _UNNAMED.fullmatch(limiter.name)
+            is_limiter(limiter) and not _UNNAMED.fullmatch(limiter.name)
         ):
             nth = 1 + sum(isinstance(other, Limit) for other in others)
             self._name = name if nth == 1 else f"{name}-{nth}"
@@ -229,12 +238,15 @@ class RateLimit:
 
     One extension may serve several applications. A quota is a limiter of its own in each of them;
     a `RateLimiter` is one for all. Safe for any number of threads, tasks and greenlets: a check
-    is a call into C that never yields. It adds some microseconds to a request.
+    is a call into C that never yields. It adds some microseconds to a request. That of a
+    `RedisRateLimiter` adds a round trip; an ``async def`` view waits for it like any other, because
+    Flask runs that in a thread of its own.
 
     Args:
         app: The application; None: `init_app` is called later.
         limiter: The default limit: a `RateLimiter`, or a quota. With ``shared=`` all workers count
-            together. None: only what a rule fits, or what is decorated, is limited.
+            together, with a `RedisRateLimiter` all machines. None: only what a rule fits, or what
+            is decorated, is limited.
         key: Whose request it is: a callable on Flask's request, or one of `client_ip`, `header`,
             `user`, `combine`.
         cost: Units per request, or a callable on the request.
@@ -247,7 +259,8 @@ class RateLimit:
             whatever a view may return, past Flask's error handlers. It has the status 429 unless
             it says another. None from it, and it is as without.
         on_error: A key function that raises or gives None is logged, and the request is answered
-            500 (``"deny"``) or let pass uncounted (``"allow"``).
+            500 (``"deny"``) or let pass uncounted (``"allow"``). So is one for which a limiter of
+            ``on_error="raise"`` raises `StoreUnavailableError`, but with 503 in the place of 500.
         name: What clients know the policy by; by default the limiter's name.
 
     Raises:
@@ -338,8 +351,8 @@ class RateLimit:
         blueprints inside it, too.
 
         Args:
-            limiter: A `RateLimiter` or a quota. A quota counts in each process for itself, unless
-                there is `shared`.
+            limiter: A `RateLimiter`, a `RedisRateLimiter` or a quota. A quota counts in each
+                process for itself, unless there is `shared`.
             key: A key function of its own; by default the extension's.
             cost: Of its own; by default the extension's.
             methods: The methods that it holds for, all by default; GET is HEAD as well.
@@ -399,7 +412,7 @@ class RateLimit:
             setattr(place, _MARKS, (*getattr(place, _MARKS, ()), _Exempt(self)))
         return place
 
-    def default_limiter(self, app: Flask | None = None) -> RateLimiter | None:
+    def default_limiter(self, app: Flask | None = None) -> BlockingLimiter | None:
         """Return the limiter of an application's default limit, for its `reset`, `stats`, ...
 
         Args:
@@ -412,7 +425,15 @@ class RateLimit:
 
     def _gates(self, limiter: Limited | None, headers: Kind | None) -> Gates:
         return Gates(
-            limiter, self._key, self._cost, headers, self._rules, self._on_error, self._name
+            limiter,
+            self._key,
+            self._cost,
+            headers,
+            self._rules,
+            self._on_error,
+            self._name,
+            awaits=False,
+            where=_WHERE,
         )
 
     def _bound(self, app: Flask) -> _Bound:
@@ -481,7 +502,7 @@ class _Bound:
         )
         self._gates: dict[Limit, Gate] = {}
 
-    def _default(self, config: Any) -> RateLimiter | None:
+    def _default(self, config: Any) -> BlockingLimiter | None:
         """Make the limiter of the default limit."""
         limiter = config.get("NANOLIMIT_QUOTA")
         if limiter is None:
@@ -494,7 +515,7 @@ class _Bound:
         shared = config.get("NANOLIMIT_SHARED")
         if shared is None or shared is False:
             return None if limiter is None else limiter_of(limiter)
-        if limiter is None or isinstance(limiter, RateLimiter):
+        if limiter is None or is_limiter(limiter):
             raise TypeError(
                 "NANOLIMIT_SHARED goes with a default limit that is a quota, as in "
                 f"NANOLIMIT_QUOTA = '100/minute', not with {shown(limiter)}"
@@ -632,9 +653,15 @@ def _record(request: Request) -> _Record:
     return record
 
 
-def _refusal(refused: Refused, request: Request) -> BadRequest | InternalServerError:
+def _refusal(
+    refused: Refused, request: Request
+) -> BadRequest | InternalServerError | ServiceUnavailable:
     body = refusal(refused.status, refused.detail, request.headers.get("Accept", ""))
-    response = Response(body.content, refused.status, content_type=body.content_type)
+    response = Response(
+        body.content, refused.status, refused.fields, content_type=body.content_type
+    )
+    if refused.status == 503:
+        return ServiceUnavailable(refused.detail, response, retry_after=refused.retry_after_s)
     kind = BadRequest if refused.status == 400 else InternalServerError
     return kind(refused.detail, response)
 

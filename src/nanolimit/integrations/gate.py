@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from nanolimit.clock import shown
 from nanolimit.integrations.address import InvalidRequestError
-from nanolimit.integrations.answer import Announcement, check_kind
+from nanolimit.integrations.answer import Announcement
+from nanolimit.integrations.answer import check_kind as check_headers
 from nanolimit.integrations.rule import Rule, limiter_of
 from nanolimit.quota import whole_number
+from nanolimit.remote import (
+    AsyncRemoteRateLimiter,
+    StoreUnavailableError,
+    check_cost,
+    check_kind,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -23,26 +30,47 @@ if TYPE_CHECKING:
     from nanolimit._core import Decision
     from nanolimit.integrations.answer import Kind
     from nanolimit.integrations.key import KeyFunction
-    from nanolimit.integrations.rule import Limit
-    from nanolimit.limiter import RateLimiter
+    from nanolimit.integrations.rule import AnyLimit
+    from nanolimit.remote import AnyLimiter
 
 _log = logging.getLogger("nanolimit")
 
 
-class Refused(Exception):
-    """A request is answered without having been counted: `status` is 400 or 500."""
+# When a store that could not be asked is asked again: a client need not come before.
+_STORE_PAUSE_S = 1
 
-    def __init__(self, status: int, detail: str) -> None:
+
+class Refused(Exception):
+    """A request is answered without having been counted: `status` is 400, 500 or 503.
+
+    `retry_after_s`: when the client may come again, where that is known; `fields` are the header
+    fields that tell it, `raw` the same as ASGI has them.
+    """
+
+    status: int
+    detail: str
+    retry_after_s: int | None
+
+    def __init__(self, status: int, detail: str, retry_after_s: int | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.retry_after_s = retry_after_s
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        return [] if self.retry_after_s is None else [("Retry-After", str(self.retry_after_s))]
+
+    @property
+    def raw(self) -> list[tuple[bytes, bytes]]:
+        return [(name.lower().encode(), value.encode()) for name, value in self.fields]
 
 
 class Gate:
     """One limiter, how its keys and costs come from a request, and what is told of it.
 
     Args:
-        limiter: The limiter.
+        limiter: The limiter, of any kind: its caller has seen to it that it goes with it.
         key: The key function. It may be a coroutine function where the caller is one: see
             `decided`.
         cost: Units, or a callable on the request.
@@ -52,11 +80,23 @@ class Gate:
         name: See `Announcement`.
     """
 
-    __slots__ = ("_check", "_cost", "_key", "_passes", "_waits", "announcement", "limiter")
+    __slots__ = (
+        "_awaits", "_check", "_cost", "_key", "_passes", "announcement", "key_waits", "limiter",
+        "waits",
+    )  # fmt: skip
+
+    limiter: AnyLimiter
+    announcement: Announcement
+
+    key_waits: bool
+    """Whether the key function is a coroutine function."""
+
+    waits: bool
+    """Whether only `decided` can ask: the key function is one, or the limiter is awaited."""
 
     def __init__(
         self,
-        limiter: RateLimiter,
+        limiter: AnyLimiter,
         key: KeyFunction,
         cost: int | Callable[[Any], int] = 1,
         headers: Kind | None = "draft",
@@ -67,18 +107,20 @@ class Gate:
             raise TypeError(f"key must be a key function such as client_ip(), not {shown(key)}")
         if not callable(cost):
             cost = whole_number("cost", cost)
-            limiter.peek("", cost)  # a cost that could never pass shows here
+            check_cost(limiter, cost)  # one that could never pass shows here
         if on_error not in ("deny", "allow"):
             raise ValueError(f"on_error must be 'deny' or 'allow', not {shown(on_error)}")
-        self.limiter: RateLimiter = limiter
-        self.announcement: Announcement = Announcement(limiter, headers, name)
-        self._check = limiter.check
+        self.limiter = limiter
+        self.announcement = Announcement(limiter, headers, name)
+        self._check: Callable[[Any, int], Any] = limiter.check
         self._key: Any = key
         self._cost = cost
         self._passes = on_error == "allow"
-        self._waits = inspect.iscoroutinefunction(key) or inspect.iscoroutinefunction(
+        self.key_waits = inspect.iscoroutinefunction(key) or inspect.iscoroutinefunction(
             type(key).__call__
         )
+        self._awaits = isinstance(limiter, AsyncRemoteRateLimiter)
+        self.waits = self.key_waits or self._awaits
 
     def decide(self, request: Any) -> Decision | None:
         """Count a request. None: it could not be, and may pass.
@@ -88,18 +130,19 @@ class Gate:
         """
         try:
             key = self._key(request)
-            return self._ask(request, key)
+            return self._ask(request, key)  # type: ignore[no-any-return]
         except Exception as error:
             self._failed(error)
             return None
 
     async def decided(self, request: Any) -> Decision | None:
-        """Count a request whose key function may have to wait; it waits for nothing else."""
+        """Count a request whose key function, or whose limiter, may have to wait."""
         try:
             key = self._key(request)
-            if self._waits:
+            if self.key_waits:
                 key = await key
-            return self._ask(request, key)
+            asked = self._ask(request, key)
+            return await asked if self._awaits else asked  # type: ignore[no-any-return]
         except Exception as error:
             self._failed(error)
             return None
@@ -109,12 +152,8 @@ class Gate:
         """The key function."""
         return self._key
 
-    @property
-    def waits(self) -> bool:
-        """Whether the key function is a coroutine function."""
-        return self._waits
-
-    def _ask(self, request: Any, key: Any) -> Decision:
+    def _ask(self, request: Any, key: Any) -> Any:
+        """Ask the limiter: its Decision, or what to await for it."""
         if key is None:
             raise TypeError(f"the key function {self._key!r} returned None")
         cost = self._cost
@@ -123,6 +162,18 @@ class Gate:
     def _failed(self, error: Exception) -> None:
         if isinstance(error, InvalidRequestError):
             raise Refused(400, str(error)) from None
+        if isinstance(error, StoreUnavailableError):
+            # Without the traceback: there may be one for each request, and it says no more.
+            _log.error(
+                "a request could not be counted and was %s: %s",
+                "let pass" if self._passes else "answered 503",
+                error,
+            )
+            if self._passes:
+                return
+            raise Refused(
+                503, "The server can't check its limits at the moment.", _STORE_PAUSE_S
+            ) from None
         _log.error(
             "a request could not be counted and was %s: %r",
             "let pass" if self._passes else "answered 500",
@@ -134,28 +185,34 @@ class Gate:
 
 
 class Gates:
-    """All gates of a middleware: one for each rule, and one for the requests that none fits."""
+    """All gates of a middleware: one for each rule, and one for the requests that none fits.
+
+    `awaits` and `where` say who asks: see `check_kind` of `nanolimit.remote`.
+    """
 
     __slots__ = ("_default", "_rules")
 
     def __init__(
         self,
-        limiter: Limit | None,
+        limiter: AnyLimit | None,
         key: KeyFunction,
         cost: int | Callable[[Any], int],
         headers: Kind | None,
         rules: Iterable[Rule],
         on_error: Literal["deny", "allow"],
         name: str | None,
+        *,
+        awaits: bool,
+        where: str,
     ) -> None:
-        check_kind(headers)
+        check_headers(headers)
         if not callable(key):
             raise TypeError(f"key must be a key function such as client_ip(), not {shown(key)}")
-        self._default = (
-            None
-            if limiter is None
-            else Gate(limiter_of(limiter), key, cost, headers, on_error, name)
-        )
+        self._default: Gate | None = None
+        if limiter is not None:
+            found = limiter_of(limiter)
+            check_kind(found, awaits, where)
+            self._default = Gate(found, key, cost, headers, on_error, name)
         self._rules: list[tuple[Rule, Gate | None]] = []
         for rule in rules:
             if not isinstance(rule, Rule):
@@ -164,6 +221,7 @@ class Gates:
                 )
             gate = None
             if rule.limiter is not None:
+                check_kind(rule.limiter, awaits, where)
                 gate = Gate(
                     rule.limiter,
                     rule.key or key,

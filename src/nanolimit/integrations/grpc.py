@@ -40,6 +40,7 @@ from nanolimit.integrations.method import (
     matches,
 )
 from nanolimit.integrations.trailer import Denial, fields
+from nanolimit.remote import AsyncRemoteRateLimiter, StoreUnavailableError, check_kind
 
 try:
     import grpc  # type: ignore[import-untyped]
@@ -59,9 +60,9 @@ if TYPE_CHECKING:
 
     from nanolimit._core import Decision
     from nanolimit.integrations.call import AnyKeyFunction, KeyFunction
-    from nanolimit.integrations.method import Cost, Limit
+    from nanolimit.integrations.method import AnyLimit, AwaitedLimit, Cost, Limit
     from nanolimit.integrations.trailer import Metadata
-    from nanolimit.limiter import RateLimiter
+    from nanolimit.remote import AnyLimiter
 
 __all__ = [
     "AioRateLimitInterceptor",
@@ -106,6 +107,7 @@ class _Gate:
     """What stands before the handler of one method."""
 
     __slots__ = (
+        "_awaits",
         "_check",
         "_cost",
         "_cost_of",
@@ -123,13 +125,14 @@ class _Gate:
     _cost: Any
     _cost_of: Any
     _exempt: Any
+    _check: Any
     #: Whether something must be awaited to decide.
     is_async: bool
 
     def __init__(
         self,
         method: str,
-        limiter: RateLimiter,
+        limiter: AnyLimiter,
         key: Any,
         cost: Any,
         exempt: Any,
@@ -146,7 +149,8 @@ class _Gate:
         self._passes_errors = passes_errors
         self._told = None if headers is None else Announcement(limiter, headers)
         self._subject = limiter.name.encode("utf-8", "replace").decode()
-        self.is_async = any(is_async(each) for each in (key, cost, exempt))
+        self._awaits = isinstance(limiter, AsyncRemoteRateLimiter)
+        self.is_async = self._awaits or any(is_async(each) for each in (key, cost, exempt))
 
     # The two that decide are the same but for the awaiting, which the first can't afford.
 
@@ -184,6 +188,8 @@ class _Gate:
                 if hasattr(type(cost), "__await__"):
                     cost = await cost
             decision = self._check(key, cost)
+            if self._awaits:
+                decision = await decision
         except Exception as error:
             return self._failed(error)
         if decision.allowed and self._told is None:
@@ -206,6 +212,18 @@ class _Gate:
         """Say what becomes of a call that could not be decided."""
         if isinstance(error, InvalidCall):
             return _Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if isinstance(error, StoreUnavailableError):
+            # Without the traceback: there may be one for each call, and it says no more.
+            _logger.error(
+                "the rate limit of %s could not be checked, the call is denied: %s",
+                self._method,
+                error,
+            )
+            return _Refusal(
+                grpc.StatusCode.UNAVAILABLE,
+                "the server can't check its limits at the moment",
+                (("retry-after", "1"),),
+            )
         # A limiter that is closed is no matter of keys.
         passes = self._passes_errors and not isinstance(error, NanolimitError)
         _logger.error(
@@ -329,9 +347,12 @@ def _in_loop(gate: _Gate, loop: Any) -> Callable[[Any], _Refusal | None]:
 class _Limits:
     """What both interceptors are made of: which gate stands before which method."""
 
+    _AWAITS: bool
+    _WHERE: str
+
     def __init__(
         self,
-        limiter: Limit | None = None,
+        limiter: AnyLimit | None = None,
         key: AnyKeyFunction | None = None,
         *,
         cost: Cost = 1,
@@ -344,6 +365,8 @@ class _Limits:
         self._rules = checked_rules(rules)
         if self._limiter is None and not self._rules:
             raise ValueError("there is no limit: give limiter, such as '100/minute', or rules")
+        for each in (self._limiter, *(rule.limiter for rule in self._rules)):
+            check_kind(each, self._AWAITS, self._WHERE)
         if key is not None:
             check_key_function("key", key)
         self._key = peer() if key is None else key
@@ -361,7 +384,7 @@ class _Limits:
         self._kept: dict[str, tuple[Any, Any, Any]] = {}
 
     @property
-    def limiter(self) -> RateLimiter | None:
+    def limiter(self) -> AnyLimiter | None:
         """The limiter of the methods without a rule; None if they have no limit."""
         return self._limiter
 
@@ -438,7 +461,7 @@ class RateLimitInterceptor(_Limits, grpc.ServerInterceptor):  # type: ignore[mis
     Args:
         limiter: A `RateLimiter`, or what one is made of: ``"100/minute"``, a `Quota` or several.
             None: only `rules` limit. For one limit of several processes give a limiter with
-            `shared`.
+            `shared`, for one of several machines a `RedisRateLimiter`.
         key: Gets the `Call`, returns whose call it is. `peer` when left out; `metadata`, `user` and
             `combine` make others. It runs in the server's thread pool.
         cost: Units that a call takes, or a callable that gets the `Call` and returns them.
@@ -449,7 +472,8 @@ class RateLimitInterceptor(_Limits, grpc.ServerInterceptor):  # type: ignore[mis
         on_key_error: What happens if `key`, `cost` or `exempt` raises, or gives no key: ``"deny"``
             ends the call with INTERNAL, ``"allow"`` lets it pass uncounted. The logger
             ``nanolimit`` gets the traceback either way, once a call. An `InvalidCall` ends with
-            INVALID_ARGUMENT, and a limiter that is closed with INTERNAL, in any case.
+            INVALID_ARGUMENT, a limiter that is closed with INTERNAL, and one of
+            ``on_error="raise"`` that can't ask its store with UNAVAILABLE, in any case.
         headers: ``"draft"`` adds ``ratelimit`` and ``ratelimit-policy`` to the trailing metadata of
             calls, allowed or denied. A handler that sets trailing metadata itself replaces them,
             unless it keeps what ``context.trailing_metadata()`` has.
@@ -470,6 +494,9 @@ class RateLimitInterceptor(_Limits, grpc.ServerInterceptor):  # type: ignore[mis
     Thread-safe; one interceptor may serve several servers. Starts no thread. Adds a few
     microseconds to a call, and more to one that it denies.
     """
+
+    _AWAITS = False
+    _WHERE = "a grpc.server"
 
     def __init__(
         self,
@@ -514,7 +541,8 @@ class AioRateLimitInterceptor(_Limits, grpc.aio.ServerInterceptor):  # type: ign
     All is as with `RateLimitInterceptor`, but that `key`, `cost` and `exempt` may be coroutine
     functions. They and the check run in the server's loop; a check waits for nothing. Handlers that
     are plain functions, which grpc runs in a thread pool, have them there; if one of the three is a
-    coroutine function, they are awaited in the loop, in a task for the call.
+    coroutine function, they are awaited in the loop, in a task for the call. So is the check of an
+    `AsyncRedisRateLimiter`, which is for this interceptor what `RedisRateLimiter` is for the other.
 
     Args:
         limiter: As of `RateLimitInterceptor`, like all that follow.
@@ -532,6 +560,30 @@ class AioRateLimitInterceptor(_Limits, grpc.aio.ServerInterceptor):  # type: ign
     One interceptor may serve several servers, in several loops. Starts no thread, and no task but
     as said. Adds a few microseconds to a call, and more to one that it denies.
     """
+
+    _AWAITS = True
+    _WHERE = "a grpc.aio.server"
+
+    def __init__(
+        self,
+        limiter: AwaitedLimit | None = None,
+        key: AnyKeyFunction | None = None,
+        *,
+        cost: Cost = 1,
+        rules: Iterable[MethodRule] = (),
+        exempt: str | Iterable[str] | Callable[[Call], Any] | None = None,
+        on_key_error: Literal["deny", "allow"] = "deny",
+        headers: Literal["draft"] | None = None,
+    ) -> None:
+        super().__init__(
+            limiter,
+            key,
+            cost=cost,
+            rules=rules,
+            exempt=exempt,
+            on_key_error=on_key_error,
+            headers=headers,
+        )
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any

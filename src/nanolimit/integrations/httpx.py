@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from nanolimit._core import Decision
-    from nanolimit.limiter import Key, RateLimiter
+    from nanolimit.limiter import Key
     from nanolimit.quota import Quota
+    from nanolimit.remote import AwaitedLimiter, BlockingLimiter
 
 __all__ = [
     "IDEMPOTENT",
@@ -86,7 +87,8 @@ class RateLimitTransport(httpx.BaseTransport):
 
     Args:
         limiter: A `RateLimiter`; or a quota, ``"10/second"`` or a `Quota`; or None to do only what
-            servers say.
+            servers say; or a `RedisRateLimiter`. The turns of that hold for all machines, and what
+            servers say for this object only.
         transport: What sends the requests, an `httpx.HTTPTransport()` when left out. Give
             ``httpx.HTTPTransport(verify=..., http2=True, limits=...)`` for settings of it, which a
             client that is given a transport does not pass on.
@@ -118,7 +120,7 @@ class RateLimitTransport(httpx.BaseTransport):
 
     def __init__(
         self,
-        limiter: RateLimiter | Quota | str | None,
+        limiter: BlockingLimiter | Quota | str | None,
         transport: httpx.BaseTransport | None = None,
         *,
         key: Key | Callable[[httpx.Request], Key] = by_host,
@@ -129,7 +131,10 @@ class RateLimitTransport(httpx.BaseTransport):
         methods: Iterable[str] = IDEMPOTENT,
         obey: bool = True,
     ) -> None:
-        self._pacer = Pacer(limiter, key, timeout, retries, max_wait, statuses, methods, obey)
+        self._pacer = Pacer(
+            limiter, key, timeout, retries, max_wait, statuses, methods, obey, wait, False,
+            "an httpx.Client",
+        )  # fmt: skip
         if transport is None:
             transport = httpx.HTTPTransport()
         elif not isinstance(transport, httpx.BaseTransport):
@@ -140,9 +145,10 @@ class RateLimitTransport(httpx.BaseTransport):
         self._transport = transport
 
     @property
-    def limiter(self) -> RateLimiter:
+    def limiter(self) -> BlockingLimiter:
         """The limiter that paces, also the one that was made from a quota."""
-        return self._pacer.limiter
+        limiter: BlockingLimiter = self._pacer.limiter
+        return limiter
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request in its turn, and read from the answer when the next may go.
@@ -150,11 +156,14 @@ class RateLimitTransport(httpx.BaseTransport):
         Raises:
             RateLimitTimeout: Its turn did not come in time; it was not sent.
             LimiterClosedError: The limiter is closed.
+            StoreUnavailableError: The limiter can't ask its store, and has ``on_error="raise"``.
         """
         pacer = self._pacer
         call = pacer.call(request, request.method, _replayable(request))
         while True:
-            decision, granted = wait(pacer.limiter, call.key, 1, pacer.timeout_s, pacer.max_wait_s)
+            decision, granted = pacer.take(
+                pacer.limiter, call.key, 1, pacer.timeout_s, pacer.max_wait_s
+            )
             if not granted:
                 raise RateLimitTimeout(call.late(decision), decision, call.key, request)
             response = self._transport.handle_request(request)
@@ -189,14 +198,15 @@ class AsyncRateLimitTransport(httpx.AsyncBaseTransport):
     client = httpx.AsyncClient(transport=AsyncRateLimitTransport("10/second"))
     ```
 
-    The arguments are the same, but that `transport` is an `httpx.AsyncBaseTransport`. Tasks, and
+    The arguments are the same, but that `transport` is an `httpx.AsyncBaseTransport`, and in the
+    place of a `RedisRateLimiter` stands an `AsyncRedisRateLimiter`, in asyncio only. Tasks, and
     threads with the same limiter, stand in one line. A task that is cancelled while it waits has
     sent nothing and counts nothing. Trio needs ``nanolimit[anyio]`` besides.
     """
 
     def __init__(
         self,
-        limiter: RateLimiter | Quota | str | None,
+        limiter: AwaitedLimiter | Quota | str | None,
         transport: httpx.AsyncBaseTransport | None = None,
         *,
         key: Key | Callable[[httpx.Request], Key] = by_host,
@@ -207,7 +217,10 @@ class AsyncRateLimitTransport(httpx.AsyncBaseTransport):
         methods: Iterable[str] = IDEMPOTENT,
         obey: bool = True,
     ) -> None:
-        self._pacer = Pacer(limiter, key, timeout, retries, max_wait, statuses, methods, obey)
+        self._pacer = Pacer(
+            limiter, key, timeout, retries, max_wait, statuses, methods, obey, waited, True,
+            "an httpx.AsyncClient",
+        )  # fmt: skip
         if transport is None:
             transport = httpx.AsyncHTTPTransport()
         elif not isinstance(transport, httpx.AsyncBaseTransport):
@@ -218,9 +231,10 @@ class AsyncRateLimitTransport(httpx.AsyncBaseTransport):
         self._transport = transport
 
     @property
-    def limiter(self) -> RateLimiter:
+    def limiter(self) -> AwaitedLimiter:
         """The limiter that paces, also the one that was made from a quota."""
-        return self._pacer.limiter
+        limiter: AwaitedLimiter = self._pacer.limiter
+        return limiter
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request in its turn, and read from the answer when the next may go.
@@ -228,11 +242,12 @@ class AsyncRateLimitTransport(httpx.AsyncBaseTransport):
         Raises:
             RateLimitTimeout: Its turn did not come in time; it was not sent.
             LimiterClosedError: The limiter is closed.
+            StoreUnavailableError: The limiter can't ask its store, and has ``on_error="raise"``.
         """
         pacer = self._pacer
         call = pacer.call(request, request.method, _replayable(request))
         while True:
-            decision, granted = await waited(
+            decision, granted = await pacer.take(
                 pacer.limiter, call.key, 1, pacer.timeout_s, True, pacer.max_wait_s
             )
             if not granted:

@@ -9,13 +9,17 @@ from nanolimit.clock import shown
 from nanolimit.integrations.call import check_key_function
 from nanolimit.limiter import RateLimiter
 from nanolimit.quota import Quota, whole_number
+from nanolimit.remote import is_limiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nanolimit.integrations.call import AnyKeyFunction, Call
+    from nanolimit.remote import AnyLimiter, AwaitedLimiter, BlockingLimiter
 
-    Limit = RateLimiter | Quota | str | Sequence[str | Quota]
+    Limit = BlockingLimiter | Quota | str | Sequence[str | Quota]
+    AwaitedLimit = AwaitedLimiter | Quota | str | Sequence[str | Quota]
+    AnyLimit = AnyLimiter | Quota | str | Sequence[str | Quota]
     Cost = int | Callable[[Call], Any]
 
 __all__ = ["MethodRule", "checked_pattern", "matches"]
@@ -63,8 +67,9 @@ class MethodRule:
     Args:
         method: ``"/package.Service/Method"``; or ``"/package.Service/*"``, all of a service; or
             any other beginning with ``*`` for the rest, such as ``"/package.*"`` and ``"/*"``.
-        limiter: A `RateLimiter`, or what one is made of: ``"5/minute"``, a `Quota` or several.
-            None: these methods have no limit.
+        limiter: A `RateLimiter`, or what one is made of: ``"5/minute"``, a `Quota` or several; or a
+            `RedisRateLimiter`, in a `grpc.aio.server` an `AsyncRedisRateLimiter`. None: these
+            methods have no limit.
         key: The key function. That of the interceptor when left out.
         cost: Units, or a callable that gets the call. That of the interceptor when left out.
 
@@ -76,14 +81,14 @@ class MethodRule:
     __slots__ = ("cost", "key", "limiter", "method")
 
     method: str
-    limiter: RateLimiter | None
+    limiter: AnyLimiter | None
     key: AnyKeyFunction | None
     cost: Cost | None
 
     def __init__(
         self,
         method: str,
-        limiter: Limit | None,
+        limiter: AnyLimit | None,
         *,
         key: AnyKeyFunction | None = None,
         cost: Cost | None = None,
@@ -111,10 +116,10 @@ class MethodRule:
         return f"MethodRule({self.method!r}, {self.limiter!r})"
 
 
-def checked_limiter(limiter: object) -> RateLimiter | None:
+def checked_limiter(limiter: object) -> AnyLimiter | None:
     """Return the limiter that was given, or make one of the quota that was."""
-    if limiter is None or isinstance(limiter, RateLimiter):
-        return limiter
+    if limiter is None or is_limiter(limiter):
+        return limiter  # type: ignore[return-value]
     if isinstance(limiter, (str, Quota, list, tuple)):
         return RateLimiter(limiter)
     raise TypeError(
@@ -123,7 +128,7 @@ def checked_limiter(limiter: object) -> RateLimiter | None:
     )
 
 
-def checked_cost(cost: object, limiter: RateLimiter | None) -> Any:
+def checked_cost(cost: object, limiter: AnyLimiter | None) -> Any:
     """Return units that fit into the limiter's quotas, or a callable that tells them."""
     if callable(cost):
         return cost

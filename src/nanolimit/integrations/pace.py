@@ -3,6 +3,9 @@
 A call waits for its turn, is sent, and its answer is read for advice. Advice becomes a block of the
 key in the limiter: so it holds for every thread, task and transport that shares the limiter, and
 for every process where the limiter's table is shared.
+
+A remote limiter has turns and no blocks. Beside it stands a limiter of this process which is never
+full and keeps them: so advice holds for all that share the pacer, and not for other machines.
 """
 
 from __future__ import annotations
@@ -10,16 +13,26 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from functools import partial
 from http import HTTPStatus
 from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
 from nanolimit.errors import NanolimitError
 from nanolimit.integrations.advice import LONGEST_S, advised
-from nanolimit.limiter import RateLimiter
+from nanolimit.limiter import RateLimiter, hide
 from nanolimit.line import checked_timeout, too_long
 from nanolimit.quota import Quota, whole_number
+from nanolimit.remote import (
+    AsyncRemoteRateLimiter,
+    Remote,
+    RemoteRateLimiter,
+    check_key,
+    check_kind,
+    is_limiter,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,7 +41,11 @@ if TYPE_CHECKING:
     from nanolimit._core import Decision
     from nanolimit.integrations.advice import Headers
     from nanolimit.limiter import Key
+    from nanolimit.remote import AnyLimiter
 
+    # `nanolimit.waiting.wait`, or `nanolimit.tasks.waited` to be awaited: gives what was decided
+    # last, and whether there is a turn.
+    Take = Callable[..., Any]
 
 __all__ = ["IDEMPOTENT", "Call", "Pacer", "origin"]
 
@@ -72,16 +89,23 @@ def origin(scheme: str, host: str, port: int | None) -> str:
 class Pacer:
     """A limiter, and how calls wait for it and obey servers. See `RateLimitTransport`.
 
+    `take` is how a turn of a `RateLimiter` is waited for, `awaits` whether that is awaited, and
+    `where` who waits.
+
     Thread-safe. It can be pickled if it made its limiter itself, from a quota or from nothing; the
     copy counts for itself.
     """
 
     __slots__ = (
-        "_arguments", "key", "limiter", "max_wait_s", "methods", "obey", "retries", "statuses",
-        "timeout_s",
+        "_arguments", "blocks", "key", "limiter", "max_wait_s", "methods", "obey", "retries",
+        "statuses", "take", "timeout_s",
     )  # fmt: skip
 
-    limiter: RateLimiter
+    limiter: Any
+    take: Take
+    blocks: RateLimiter
+    """What keeps the servers' advice: the limiter itself, unless it is a remote one."""
+
     key: Callable[[Any], Key]
     timeout_s: float | None
     retries: int
@@ -92,7 +116,7 @@ class Pacer:
 
     def __init__(
         self,
-        limiter: RateLimiter | Quota | str | None,
+        limiter: AnyLimiter | Quota | str | None,
         key: Key | Callable[[Any], Key],
         timeout: float | timedelta | None,
         retries: int,
@@ -100,6 +124,9 @@ class Pacer:
         statuses: Iterable[int],
         methods: Iterable[str],
         obey: bool,
+        take: Take,
+        awaits: bool,
+        where: str,
     ) -> None:
         if not isinstance(obey, bool):
             raise TypeError(f"obey must be True or False, not {type(obey).__name__}")
@@ -110,10 +137,18 @@ class Pacer:
         self.statuses = _checked_statuses(statuses)
         self.methods = _checked_methods(methods)
         self.obey = obey
-        self.limiter = _limiter_of(limiter)
+        self.limiter = found = _limiter_of(limiter)
+        check_kind(found, awaits, where)
+        self.take = take
+        self.blocks = found
+        if isinstance(found, Remote):
+            self.blocks = _never_full()
+            hide(self.blocks)
+            self.take = partial(_awaited_turn if awaits else _turn, self.blocks, take)
         self.key = _key_of(key, self.limiter)
         self._arguments = (
-            limiter, key, timeout, self.retries, max_wait, self.statuses, self.methods, obey
+            limiter, key, timeout, self.retries, max_wait, self.statuses, self.methods, obey, take,
+            awaits, where,
         )  # fmt: skip
 
     def call(self, request: Any, method: str, replayable: bool) -> Call:
@@ -129,7 +164,7 @@ class Pacer:
             Whether it holds. It does not in a limiter that only watches, nor in one that has no
             room for more blocks.
         """
-        limiter = self.limiter
+        limiter = self.blocks
         try:
             with _heeding:
                 before = limiter.peek(key)
@@ -203,24 +238,77 @@ class Call:
         return f"not sent: its turn did not come within timeout={pacer.timeout_s:g} s; {why}"
 
 
-def _limiter_of(limiter: object) -> RateLimiter:
-    if isinstance(limiter, RateLimiter):
+def _turn(
+    blocks: RateLimiter,
+    take: Take,
+    limiter: RemoteRateLimiter,
+    key: Key,
+    cost: int,
+    timeout_s: float | None,
+    patience_s: float | None,
+) -> tuple[Decision, bool]:
+    """Wait until nothing blocks the key and the store gives a turn: `take` of a remote limiter.
+
+    A turn that is given while a block begins is lost: who sent then would not do as the server
+    says.
+    """
+    over_s = None if timeout_s is None else monotonic() + timeout_s
+    decision: Decision
+    while True:
+        decision, granted = take(blocks, key, cost, _left_s(over_s), patience_s)
+        if granted:
+            decision, granted = limiter._waited(key, cost, _left_s(over_s))
+        if not granted or not blocks.peek(key).blocked:
+            return decision, granted
+
+
+async def _awaited_turn(
+    blocks: RateLimiter,
+    take: Take,
+    limiter: AsyncRemoteRateLimiter,
+    key: Key,
+    cost: int,
+    timeout_s: float | None,
+    whole: bool,
+    patience_s: float | None,
+) -> tuple[Decision, bool]:
+    """Do what `_turn` does, for tasks."""
+    over_s = None if timeout_s is None else monotonic() + timeout_s
+    decision: Decision
+    while True:
+        decision, granted = await take(blocks, key, cost, _left_s(over_s), whole, patience_s)
+        if granted:
+            decision, granted = await limiter._waited(key, cost, _left_s(over_s))
+        if not granted or not blocks.peek(key).blocked:
+            return decision, granted
+
+
+def _left_s(over_s: float | None) -> float | None:
+    return None if over_s is None else max(over_s - monotonic(), 0.0)
+
+
+def _never_full() -> RateLimiter:
+    """Return a bucket that is never empty, for the sake of its blocks and its lines."""
+    return RateLimiter(1 << 24, per=1e-6, algorithm="gcra")
+
+
+def _limiter_of(limiter: object) -> Any:
+    if is_limiter(limiter):
         return limiter
     if isinstance(limiter, (str, Quota)):
         return RateLimiter(limiter)
     if limiter is None:
-        # A bucket that is never empty, for the sake of its blocks and its lines.
-        return RateLimiter(1 << 24, per=1e-6, algorithm="gcra")
+        return _never_full()
     raise TypeError(
         f"limiter must be a RateLimiter, a quota such as '10/second', or None to do only what "
         f"servers say, not {type(limiter).__name__}"
     )
 
 
-def _key_of(key: Any, limiter: RateLimiter) -> Callable[[Any], Key]:
+def _key_of(key: Any, limiter: AnyLimiter) -> Callable[[Any], Key]:
     if callable(key):
         return cast("Callable[[Any], Key]", key)
-    limiter.peek(key)  # raises, if it is none
+    check_key(limiter, key)  # raises, if it is none
     return lambda request: key
 
 

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from nanolimit._core import Decision
-    from nanolimit.limiter import Key, RateLimiter
+    from nanolimit.limiter import Key
     from nanolimit.quota import Quota
+    from nanolimit.remote import BlockingLimiter
 
 __all__ = ["IDEMPOTENT", "RateLimitAdapter", "RateLimitTimeout", "by_host"]
 
@@ -88,7 +89,8 @@ class RateLimitAdapter(HTTPAdapter):
 
     Args:
         limiter: A `RateLimiter`; or a quota, ``"10/second"`` or a `Quota`; or None to do only what
-            servers say.
+            servers say; or a `RedisRateLimiter`. The turns of that hold for all machines, and what
+            servers say for this object only.
         adapter: What sends the requests, if it is to be another than this one.
         key: Who is limited: a callable that gets the `requests.PreparedRequest` and returns a key,
             or a key for all requests. When left out `by_host`: every scheme, host and port for
@@ -126,7 +128,7 @@ class RateLimitAdapter(HTTPAdapter):
 
     def __init__(
         self,
-        limiter: RateLimiter | Quota | str | None,
+        limiter: BlockingLimiter | Quota | str | None,
         adapter: BaseAdapter | None = None,
         *,
         key: Key | Callable[[requests.PreparedRequest], Key] = by_host,
@@ -138,7 +140,10 @@ class RateLimitAdapter(HTTPAdapter):
         obey: bool = True,
         **options: Any,
     ) -> None:
-        self._pacer = Pacer(limiter, key, timeout, retries, max_wait, statuses, methods, obey)
+        self._pacer = Pacer(
+            limiter, key, timeout, retries, max_wait, statuses, methods, obey, wait, False,
+            "a session of requests",
+        )  # fmt: skip
         if adapter is not None:
             if not isinstance(adapter, BaseAdapter):
                 raise TypeError(
@@ -151,9 +156,10 @@ class RateLimitAdapter(HTTPAdapter):
         super().__init__(**options)
 
     @property
-    def limiter(self) -> RateLimiter:
+    def limiter(self) -> BlockingLimiter:
         """The limiter that paces, also the one that was made from a quota."""
-        return self._pacer.limiter
+        limiter: BlockingLimiter = self._pacer.limiter
+        return limiter
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
         """Send a request in its turn, and read from the answer when the next may go.
@@ -169,11 +175,14 @@ class RateLimitAdapter(HTTPAdapter):
         Raises:
             RateLimitTimeout: Its turn did not come in time; it was not sent.
             LimiterClosedError: The limiter is closed.
+            StoreUnavailableError: The limiter can't ask its store, and has ``on_error="raise"``.
         """
         pacer = self._pacer
         call = pacer.call(request, request.method or "", _replayable(request))
         while True:
-            decision, granted = wait(pacer.limiter, call.key, 1, pacer.timeout_s, pacer.max_wait_s)
+            decision, granted = pacer.take(
+                pacer.limiter, call.key, 1, pacer.timeout_s, pacer.max_wait_s
+            )
             if not granted:
                 raise RateLimitTimeout(call.late(decision), decision, call.key, request)
             if self._adapter is None:

@@ -8,27 +8,31 @@ from typing import TYPE_CHECKING, Any
 from nanolimit.clock import shown
 from nanolimit.limiter import RateLimiter
 from nanolimit.quota import Quota
+from nanolimit.remote import is_limiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nanolimit.integrations.key import KeyFunction
+    from nanolimit.remote import AnyLimiter, AwaitedLimiter, BlockingLimiter
 
-    # A limiter, or what makes one.
-    Limit = RateLimiter | Quota | str | Sequence[Quota | str]
+    # A limiter, or what makes one: for those who call from threads, from tasks, and for both.
+    Limit = BlockingLimiter | Quota | str | Sequence[Quota | str]
+    AwaitedLimit = AwaitedLimiter | Quota | str | Sequence[Quota | str]
+    AnyLimit = AnyLimiter | Quota | str | Sequence[Quota | str]
 
 _METHODS = re.compile(r"[A-Z]+(?:,[A-Z]+)*")
 _PIECE = re.compile(r"(\*\*|\*|\{[A-Za-z_]\w*\}|[{}])")
 
 
-def limiter_of(limit: Any) -> RateLimiter:
+def limiter_of(limit: Any) -> Any:
     """Return the limiter, or make one of a quota: ``"5/minute"``.
 
     Raises:
         ValueError: A quota that does not parse.
         TypeError: It is neither.
     """
-    if isinstance(limit, RateLimiter):
+    if is_limiter(limit):
         return limit
     if isinstance(limit, (str, Quota, list, tuple)):
         return RateLimiter(limit)
@@ -46,7 +50,8 @@ class Rule:
         pattern: A path, with the methods before it if not all: ``"GET,POST /search"``. In a path
             ``*`` is any piece of a segment, ``{name}`` a whole one, ``**`` anything. A slash at
             the end makes no difference, and GET is HEAD as well.
-        limiter: A `RateLimiter` or a quota that makes one; None: these requests are not limited.
+        limiter: A `RateLimiter` or a quota that makes one; or a `RedisRateLimiter`, where the
+            middleware awaits an `AsyncRedisRateLimiter`. None: these requests are not limited.
             Rules that are given one limiter share its counts.
         key: A key function of its own; by default the middleware's.
         cost: Of its own: an int, or a callable on the request.
@@ -61,7 +66,7 @@ class Rule:
     def __init__(
         self,
         pattern: str,
-        limiter: Limit | None,
+        limiter: AnyLimit | None,
         key: KeyFunction | None = None,
         *,
         cost: int | Callable[[Any], int] | None = None,
@@ -83,7 +88,7 @@ class Rule:
         if self._methods and "GET" in self._methods:
             self._methods |= {"HEAD"}
         self._fits = re.compile(_regex(path, pattern)).fullmatch
-        self.limiter: RateLimiter | None = None if limiter is None else limiter_of(limiter)
+        self.limiter: AnyLimiter | None = None if limiter is None else limiter_of(limiter)
         if key is not None and not callable(key):
             raise TypeError(f"key must be a key function such as client_ip(), not {shown(key)}")
         self.key: KeyFunction | None = key

@@ -22,9 +22,12 @@ from nanolimit.integrations.rule import Rule
 from nanolimit.limiter import RateLimiter
 from nanolimit.place import more_of
 from nanolimit.quota import MAX_LIMIT, Quota, checked_quotas
+from nanolimit.remote import is_limiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from nanolimit.remote import AnyLimiter
 
 _OWN = (
     "LIMITER", "KEY", "TRUSTED_PROXIES", "COST", "EXEMPT", "ON_DENIED", "HEADERS", "RULES",
@@ -79,7 +82,7 @@ class Setting:
         self.headers: Any = given.get("HEADERS", "draft")
         self.on_error: Any = given.get("ON_ERROR", "deny")
         self.name: Any = given.get("NAME")
-        self.limiter: RateLimiter | None = self._limiter("LIMITER", given.get("LIMITER"), None)
+        self.limiter: AnyLimiter | None = self._limiter("LIMITER", given.get("LIMITER"), None)
         self.rules: list[Rule] = [
             self._rule(number, rule) for number, rule in enumerate(self._rules())
         ]
@@ -90,7 +93,7 @@ class Setting:
             return dict(self._private)
         return {**self._private, **self._with_shared, "shared": shared}
 
-    def made(self, limit: Any, what: str | None) -> RateLimiter:
+    def made(self, limit: Any, what: str | None) -> AnyLimiter:
         """Return the limiter that was given, or make one of a quota.
 
         Args:
@@ -100,8 +103,8 @@ class Setting:
         Raises:
             ValueError, TypeError, NanolimitError: As `RateLimiter`.
         """
-        if isinstance(limit, RateLimiter):
-            return limit
+        if is_limiter(limit):
+            return limit  # type: ignore[no-any-return]
         if not isinstance(limit, (str, Quota, list, tuple)):
             raise TypeError(
                 f"it must be a RateLimiter or a quota such as '5/minute', not {shown(limit)}"
@@ -111,7 +114,7 @@ class Setting:
             shared = table_of(shared, what)
         return RateLimiter(limit, **self.options(shared))
 
-    def _limiter(self, name: str, limit: Any, what: str | None) -> RateLimiter | None:
+    def _limiter(self, name: str, limit: Any, what: str | None) -> AnyLimiter | None:
         if limit is None:
             return None
         if isinstance(limit, str) and _DOTTED.fullmatch(limit):
@@ -184,7 +187,7 @@ def table_of(shared: Any, what: str) -> Any:
 
 def check_quota(limit: Any) -> None:
     """Refuse what is neither a limiter nor a quota: ValueError or TypeError."""
-    if not isinstance(limit, RateLimiter):
+    if not is_limiter(limit):
         checked_quotas(limit, None)
 
 

@@ -46,6 +46,7 @@ from nanolimit.integrations.gate import Gate, Refused, checked_exempt
 from nanolimit.integrations.key import InvalidRequestError, client_ip, combine, header, user
 from nanolimit.integrations.rule import Rule, limiter_of
 from nanolimit.limiter import RateLimiter
+from nanolimit.remote import check_kind, is_limiter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
     from nanolimit.integrations.answer import Kind
     from nanolimit.integrations.asgi import ASGIApp, Receive, Scope, Send
     from nanolimit.integrations.key import KeyFunction
-    from nanolimit.integrations.rule import Limit
+    from nanolimit.integrations.rule import AnyLimit
+    from nanolimit.remote import AnyLimiter
 
     F = TypeVar("F", bound=Callable[..., Any])
     Fields = list[tuple[bytes, bytes]]
@@ -83,7 +85,7 @@ _OF_BODY = (b"content-type", b"content-length")
 
 
 class RateLimitResponse(Response):
-    """The answer to a request that was not let through: 429, or 400 or 500.
+    """The answer to a request that was not let through: 429, or 400, 500 or 503.
 
     It is an ASGI application for WebSockets too, which were not accepted yet: they are answered
     429 where the server can do that, else closed.
@@ -107,10 +109,10 @@ class RateLimitHTTPException(HTTPException):
 
     Attributes:
         status_code: 429; 400 if the key function could not tell whose request it is, 500 if it
-            failed.
+            failed; 503 if the store of the limiter is away and that raises it.
         detail: What happened, in a sentence.
         headers: All header fields, Retry-After among them.
-        decision: The decision; None if there was none (400 and 500).
+        decision: The decision; None if there was none (400, 500 and 503).
         response: The answer that it gives for itself: an ASGI application.
     """
 
@@ -155,7 +157,7 @@ class Guard:
     """A limit in front of endpoints: asks, remembers what is to be told, and answers denials.
 
     Args:
-        limit: A `RateLimiter` or a quota that makes one.
+        limit: A limiter of any kind, or a quota that makes one.
         key: A key function: a callable on the request, or a coroutine function.
         cost: Units, or a callable on the request.
         headers: ``"draft"``, ``"x"``, ``"both"`` or None.
@@ -171,7 +173,7 @@ class Guard:
 
     def __init__(
         self,
-        limit: Limit,
+        limit: AnyLimit,
         key: KeyFunction | Callable[[Any], Awaitable[Any]],
         cost: int | Callable[[Any], int],
         headers: Kind | None,
@@ -190,21 +192,21 @@ class Guard:
         self._on_denied = on_denied
         if shared is None:
             limiter = limiter_of(limit)
-        elif isinstance(limit, RateLimiter):
-            raise TypeError("shared goes with a quota; a RateLimiter is given its table itself")
+        elif is_limiter(limit):
+            raise TypeError("shared goes with a quota; a limiter is given its table itself")
         else:
-            limiter = RateLimiter(limit, shared=shared)
+            limiter = RateLimiter(limit, shared=shared)  # type: ignore[arg-type]
         self._gate = Gate(limiter, key, cost, headers, on_error, name)  # type: ignore[arg-type]
 
     @property
-    def limiter(self) -> RateLimiter:
+    def limiter(self) -> AnyLimiter:
         """The limiter."""
         return self._gate.limiter
 
     @property
     def waits(self) -> bool:
         """Whether only a coroutine can ask: the key function or `on_denied` is one."""
-        return self._gate.waits or inspect.iscoroutinefunction(self._on_denied)
+        return self._gate.key_waits or inspect.iscoroutinefunction(self._on_denied)
 
     def passes(self, connection: HTTPConnection) -> bool:
         """Say whether a request is not to be counted: exempt, or a preflight of CORS."""
@@ -224,8 +226,16 @@ class Guard:
         except Refused as refused:
             raise self._refusal(connection, refused) from None
 
+    def goes_with(self, awaits: bool, where: str) -> None:
+        """Refuse a limiter that blocks where it should be awaited, and the other way round.
+
+        Raises:
+            TypeError: As `check_kind` of `nanolimit.remote`.
+        """
+        check_kind(self._gate.limiter, awaits, where)
+
     async def asked(self, connection: HTTPConnection) -> Decision | None:
-        """Count a request whose key function may have to wait."""
+        """Count a request whose key function or limiter may have to wait."""
         if not self._gate.waits:
             return self.ask(connection)
         try:
@@ -281,8 +291,10 @@ class Guard:
 
     def _refusal(self, connection: HTTPConnection, refused: Refused) -> RateLimitHTTPException:
         body = refusal(refused.status, refused.detail, accept_of(connection.scope))
-        response = RateLimitResponse(refused.status, body, [])
-        return RateLimitHTTPException(refused.status, refused.detail, {}, None, response)
+        response = RateLimitResponse(refused.status, body, refused.raw)
+        return RateLimitHTTPException(
+            refused.status, refused.detail, dict(refused.fields), None, response
+        )
 
 
 def _unsaid(said: Fields, fields: Fields) -> Fields:
@@ -302,7 +314,7 @@ def _joined(fields: Fields) -> dict[str, str]:
 
 
 def limited(
-    limit: Limit,
+    limit: AnyLimit,
     key: KeyFunction | Callable[[Any], Awaitable[Any]] = client_ip(),  # noqa: B008
     *,
     cost: int | Callable[[Any], int] = 1,
@@ -338,7 +350,9 @@ def limited(
     Safe for any number of tasks, threads and loops. Adds a few microseconds to a request.
 
     Args:
-        limit: A `RateLimiter`, or a quota that makes one: ``"5/minute"``.
+        limit: A `RateLimiter`, or a quota that makes one: ``"5/minute"``. Around a coroutine
+            function also an `AsyncRedisRateLimiter`; around a plain one, which Starlette runs in
+            a thread, a `RedisRateLimiter`.
         key: Whose request it is: a callable on the request, or a coroutine function, or one of
             `client_ip`, `header`, `user`, `combine`. By default the client's address.
         cost: Units per request, or a callable on the request.
@@ -348,7 +362,8 @@ def limited(
         on_denied: A callable ``(request, decision)`` that gives the answer to a denied HTTP
             request: a Response, or a coroutine that gives one. The header fields are added to it.
         on_error: A key function that raises or gives None is logged, and the request is answered
-            500 (``"deny"``) or let pass uncounted (``"allow"``).
+            500 (``"deny"``) or let pass uncounted (``"allow"``). So is one for which a limiter of
+            ``on_error="raise"`` raises `StoreUnavailableError`, but with 503 in the place of 500.
         name: What clients know the policy by; by default the limiter's name.
         shared: The table that all workers share, where `limit` is a quota: see `RateLimiter`.
 
@@ -369,12 +384,15 @@ def _around(endpoint: F, guard: Guard) -> F:
     if inspect.isclass(found) or not callable(found):
         what = "a class: decorate its methods" if inspect.isclass(found) else shown(found)
         raise TypeError(f"@limited decorates an endpoint, a function of a request, not {what}")
+    name = getattr(found, "__qualname__", found)
     if inspect.iscoroutinefunction(found):
+        guard.goes_with(True, f"the coroutine function {name}")
         return _around_coroutine(found, guard)  # type: ignore[return-value]
+    guard.goes_with(False, f"the plain function {name}")
     if guard.waits:
         raise TypeError(
             "a key function or on_denied that is a coroutine function needs an endpoint that is "
-            f"one too: {getattr(found, '__qualname__', found)} is not"
+            f"one too: {name} is not"
         )
     return _around_function(found, guard)  # type: ignore[return-value]
 

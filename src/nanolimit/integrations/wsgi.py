@@ -44,6 +44,7 @@ _STATUS = {
     400: "400 Bad Request",
     429: "429 Too Many Requests",
     500: "500 Internal Server Error",
+    503: "503 Service Unavailable",
 }
 _ONCE = frozenset(
     ("retry-after", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
@@ -62,7 +63,8 @@ class RateLimitMiddleware:
     Args:
         app: The application.
         limiter: A `RateLimiter` or a quota that makes one. With ``shared=`` all workers count
-            together. None: only what a rule fits is limited.
+            together, with a `RedisRateLimiter` all machines. None: only what a rule fits is
+            limited.
         key: Whose request it is: a callable on the environ, or one of `client_ip`, `header`,
             `user`, `combine`.
         cost: Units per request, or a callable on the environ.
@@ -74,7 +76,8 @@ class RateLimitMiddleware:
         rules: Other limits for some requests: ``[Rule("POST /login", "5/minute"), ...]``. The first
             that fits counts.
         on_error: A key function that raises or gives None is logged, and the request is answered
-            500 (``"deny"``) or let pass uncounted (``"allow"``).
+            500 (``"deny"``) or let pass uncounted (``"allow"``). So is one for which a limiter of
+            ``on_error="raise"`` raises `StoreUnavailableError`, but with 503 in the place of 500.
         name: What clients know the policy by; by default the limiter's name.
 
     Raises:
@@ -102,7 +105,17 @@ class RateLimitMiddleware:
                 f"not {type(on_denied).__name__}"
             )
         self.app = app
-        self._gates = Gates(limiter, key, cost, headers, rules, on_error, name)
+        self._gates = Gates(
+            limiter,
+            key,
+            cost,
+            headers,
+            rules,
+            on_error,
+            name,
+            awaits=False,
+            where="a WSGI application",
+        )
         self._exempt = checked_exempt(exempt)
         self._on_denied = on_denied
 
@@ -117,7 +130,7 @@ class RateLimitMiddleware:
             decision = gate.decide(environ)
         except Refused as refused:
             body = refusal(refused.status, refused.detail, environ.get("HTTP_ACCEPT", ""))
-            return _answer(environ, start_response, refused.status, body, [])
+            return _answer(environ, start_response, refused.status, body, refused.fields)
         if decision is None:
             return self.app(environ, start_response)
         environ["nanolimit.decision"] = decision

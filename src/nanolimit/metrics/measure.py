@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nanolimit._core import Stats
+    from nanolimit.remote import RemoteStats
 
     # The values of a point's labels that come after the limiter's, and its number.
     Row = tuple[tuple[str, ...], int]
 
-__all__ = ["MEASURES", "Measure"]
+__all__ = ["ALL", "MEASURES", "REMOTE_MEASURES", "Measure"]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One thing that is told of every limiter."""
+    """One thing that is told of limiters."""
 
     name: str
     """In OpenTelemetry's form, with dots."""
@@ -44,6 +45,9 @@ class Measure:
     labels: tuple[str, ...] = ("limiter",)
     """What tells its points apart."""
 
+    remote: Callable[[RemoteStats], tuple[Row, ...]] | None = None
+    """Takes its numbers from the counters of a remote limiter. None: those don't have it."""
+
 
 MEASURES = (
     Measure(
@@ -53,6 +57,7 @@ MEASURES = (
         "Requests decided.",
         lambda stats: ((("allowed",), stats.allowed), (("denied",), stats.denied)),
         ("limiter", "result"),
+        lambda stats: ((("allowed",), stats.allowed), (("denied",), stats.denied)),
     ),
     Measure(
         "nanolimit.would_deny",
@@ -126,3 +131,45 @@ MEASURES = (
         ("limiter", "key"),
     ),
 )
+
+# Of remote limiters only. What these have in common with others, the decisions, stands above.
+REMOTE_MEASURES = (
+    Measure(
+        "nanolimit.denied_locally",
+        "counter",
+        "{decision}",
+        "Requests among the denied ones whose denial was repeated without asking the store.",
+        lambda stats: (),
+        remote=lambda stats: (((), stats.denied_locally),),
+    ),
+    Measure(
+        "nanolimit.leased",
+        "counter",
+        "{decision}",
+        "Requests among the allowed ones that were served from a lease without asking the store.",
+        lambda stats: (),
+        remote=lambda stats: (((), stats.leased),),
+    ),
+    Measure(
+        "nanolimit.degraded",
+        "counter",
+        "{decision}",
+        "Requests that on_error decided, because the store could not be asked.",
+        lambda stats: (),
+        remote=lambda stats: (((), stats.degraded),),
+    ),
+    Measure(
+        "nanolimit.store.failures",
+        "counter",
+        "{call}",
+        "Calls to the store that failed, by whether it may have counted the request nevertheless.",
+        lambda stats: (),
+        ("limiter", "outcome"),
+        lambda stats: (
+            (("uncounted",), stats.failures - stats.unknown),
+            (("unknown",), stats.unknown),
+        ),
+    ),
+)
+
+ALL = (*MEASURES, *REMOTE_MEASURES)

@@ -31,6 +31,19 @@ From then on every collection of the meter tells of the limiter, by the attribut
 It needs opentelemetry-api only. Without an SDK nothing happens, and nothing is lost: the SDK may be
 set up later.
 
+Of a distributed limiter there are the decisions, and besides:
+
+============================  ============  ======================================================
+``nanolimit.denied_locally``  {decision}    denials repeated without asking the store
+``nanolimit.leased``          {decision}    requests allowed from a lease without asking the store
+``nanolimit.degraded``        {decision}    requests that `on_error` decided, without the store
+``nanolimit.store.failures``  {call}        calls to the store that failed, by
+                                            ``nanolimit.outcome``: ``unknown`` if it may have
+                                            counted the request, else ``uncounted``
+============================  ============  ======================================================
+
+It tells what it decided itself, and so every process registers its own.
+
 A shared limiter tells what all processes of its table counted. So one process should register it:
 where each worker does, each sends the whole, and a sum over them counts it several times.
 """
@@ -42,7 +55,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nanolimit import __version__
-from nanolimit.metrics.measure import MEASURES
+from nanolimit.metrics.measure import ALL
 from nanolimit.metrics.roster import Roster, lock
 
 try:
@@ -64,6 +77,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions
 
     from nanolimit.metrics.measure import Measure
+    from nanolimit.remote import Remote
     from nanolimit.watched import Watched
 
 __all__ = ["register", "unregister"]
@@ -79,8 +93,8 @@ _global_meter: Meter | None = None
 
 
 def register(
-    limiter: Watched,
-    *more: Watched,
+    limiter: Watched | Remote,
+    *more: Watched | Remote,
     meter_provider: MeterProvider | None = None,
     meter: Meter | None = None,
     top: int = 10,
@@ -88,13 +102,14 @@ def register(
 ) -> None:
     """Have a meter tell of these limiters, besides those that it tells of already.
 
-    A `RateLimiter` is held by a weak reference: it leaves the metrics when it is closed, or when
+    A limiter is held by a weak reference: it leaves the metrics when it is closed, or when
     the application forgets it. A `nanolimit.shared.watch` stays until it is closed or unregistered.
     Registering one again is no error; `top` and `key_text` of the last time hold. If anything is
     wrong, nothing is registered.
 
     Args:
-        limiter: A `RateLimiter`, or a `nanolimit.shared.watch`.
+        limiter: A `RateLimiter`, a `RedisRateLimiter` or `AsyncRedisRateLimiter`, or a
+            `nanolimit.shared.watch`.
         more: Further ones. Each needs a name of its own.
         meter_provider: Gives the meter, named ``nanolimit``. The global one when left out.
         meter: A meter of your own, in the place of a provider.
@@ -124,14 +139,14 @@ def register(
             return
         roster = Roster()
         roster.add((limiter, *more), top, key_text)
-        for measure in MEASURES:
+        for measure in ALL:
             _instrument(meter, measure, roster)
         _rosters[meter] = roster
 
 
 def unregister(
-    limiter: Watched,
-    *more: Watched,
+    limiter: Watched | Remote,
+    *more: Watched | Remote,
     meter_provider: MeterProvider | None = None,
     meter: Meter | None = None,
 ) -> int:

@@ -26,6 +26,17 @@ its name:
                                         to 10 minutes; of limiters with `track_top`
 ======================================  ==========================================================
 
+Of a distributed limiter there are the decisions, and besides:
+
+======================================  ==========================================================
+``nanolimit_denied_locally_total``      denials repeated without asking the store
+``nanolimit_leased_total``              requests allowed from a lease without asking the store
+``nanolimit_degraded_total``            requests that `on_error` decided, without the store
+``nanolimit_store_failures_total``      calls to the store that failed, by ``outcome``:
+                                        ``unknown`` if it may have counted the request, else
+                                        ``uncounted``
+======================================  ==========================================================
+
 Nothing is counted twice and no thread runs: the collector reads what the limiters count anyway. A
 private limiter has counted for its own process, a shared one for all processes of its table, those
 that died included. So one scrape of any worker is right for all of them, without the directory of
@@ -37,7 +48,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from nanolimit.metrics.measure import MEASURES
+from nanolimit.metrics.measure import ALL, REMOTE_MEASURES
 from nanolimit.metrics.roster import Roster, lock
 
 try:
@@ -54,6 +65,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nanolimit.metrics.measure import Measure
+    from nanolimit.remote import Remote
     from nanolimit.watched import Watched
 
 __all__ = ["register", "unregister"]
@@ -69,14 +81,18 @@ class _Collector(Collector):
 
     def describe(self) -> list[CounterMetricFamily | GaugeMetricFamily]:
         """Return the families without samples: to register it reads no limiter."""
-        return [_family(measure) for measure in MEASURES]
+        return [_family(measure) for measure in ALL]
 
     def collect(self) -> list[CounterMetricFamily | GaugeMetricFamily]:
         """Return the families with what the limiters have counted by now."""
-        families = self.describe()
-        for family, points in zip(families, self.roster.read(*MEASURES), strict=True):
-            for labels, number in points:
-                family.add_metric(labels, number)
+        families: list[CounterMetricFamily | GaugeMetricFamily] = []
+        for measure, points in zip(ALL, self.roster.read(*ALL), strict=True):
+            # Who has no remote limiter need not read of their measures.
+            if points or measure not in REMOTE_MEASURES:
+                family = _family(measure)
+                for labels, number in points:
+                    family.add_metric(labels, number)
+                families.append(family)
         return families
 
 
@@ -85,21 +101,22 @@ _collectors: weakref.WeakKeyDictionary[CollectorRegistry, _Collector] = weakref.
 
 
 def register(
-    limiter: Watched,
-    *more: Watched,
+    limiter: Watched | Remote,
+    *more: Watched | Remote,
     registry: CollectorRegistry | None = None,
     top: int = 10,
     key_text: Callable[[Any], str] | None = None,
 ) -> None:
     """Have a registry tell of these limiters, besides those that it tells of already.
 
-    A `RateLimiter` is held by a weak reference: it leaves the metrics when it is closed, or when
+    A limiter is held by a weak reference: it leaves the metrics when it is closed, or when
     the application forgets it. A `nanolimit.shared.watch` stays until it is closed or unregistered.
     Registering one again is no error; `top` and `key_text` of the last time hold. If anything is
     wrong, nothing is registered.
 
     Args:
-        limiter: A `RateLimiter`, or a `nanolimit.shared.watch`.
+        limiter: A `RateLimiter`, a `RedisRateLimiter` or `AsyncRedisRateLimiter`, or a
+            `nanolimit.shared.watch`.
         more: Further ones. Each needs a name of its own.
         registry: prometheus_client's default registry when left out.
         top: How many of a limiter's keys become labels at most, 0 to 1000. 0 keeps all keys out

@@ -1,8 +1,8 @@
 """Rosters: the limiters that an exporter tells of, and how they are read.
 
 A limiter is held by a weak reference: watching it must not keep its table in memory when the
-application has forgotten it. What is not a `RateLimiter`, a `nanolimit.shared.watch`, exists only
-to be read, and nobody else need hold it; so it stays until it is closed or taken out.
+application has forgotten it. What is no limiter, a `nanolimit.shared.watch`, exists only to be
+read, and nobody else need hold it; so it stays until it is closed or taken out.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanolimit.errors import LimiterClosedError
-from nanolimit.limiter import RateLimiter
 from nanolimit.metrics.label import denials, plain
 from nanolimit.quota import whole_number
+from nanolimit.remote import Remote, is_limiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from nanolimit.metrics.measure import Measure, Row
     from nanolimit.watched import Watched
+
+    Told = Watched | Remote
 
 Part = TypeVar("Part")
 
@@ -57,10 +59,10 @@ class _Entry:
 
     __slots__ = ("complaints", "key_text", "label", "limiter", "top")
 
-    def __init__(self, limiter: Watched, top: int, key_text: Callable[[Any], str] | None) -> None:
+    def __init__(self, limiter: Told, top: int, key_text: Callable[[Any], str] | None) -> None:
         self.label = plain(limiter.name)
-        self.limiter: Callable[[], Watched | None] = (
-            weakref.ref(limiter) if isinstance(limiter, RateLimiter) else lambda: limiter
+        self.limiter: Callable[[], Told | None] = (
+            weakref.ref(limiter) if is_limiter(limiter) else lambda: limiter
         )
         self.top = top
         self.key_text = key_text
@@ -88,7 +90,7 @@ class Roster:
 
     def add(
         self,
-        limiters: Iterable[Watched],
+        limiters: Iterable[Told],
         top: int = 10,
         key_text: Callable[[Any], str] | None = None,
     ) -> None:
@@ -126,7 +128,7 @@ class Roster:
                 entries[entry.label] = entry
             self._entries = tuple(entries.values())
 
-    def drop(self, limiters: Iterable[Watched]) -> int:
+    def drop(self, limiters: Iterable[Told]) -> int:
         """Tell of these no longer; return how many of them were in it.
 
         Raises:
@@ -161,20 +163,27 @@ class Roster:
             if limiter is None:
                 self._forget(entry)
                 continue
-            stats = self._part(entry, limiter, "counters", limiter.stats) if counts else None
+            stats: Any = self._part(entry, limiter, "counters", limiter.stats) if counts else None
             if counts and stats is None:
                 continue
-            top = self._part(entry, limiter, "keys", partial(_top, entry, limiter)) if keys else {}
+            remote = isinstance(limiter, Remote)
+            top: dict[str, int] | None = None
+            if keys and not isinstance(limiter, Remote):
+                top = self._part(entry, limiter, "keys", partial(_top, entry, limiter))
+            more: Iterable[Row]
             for rows, measure in zip(found, measures, strict=True):
-                if measure.rows is None:
-                    more: Iterable[Row] = (((text,), count) for text, count in (top or {}).items())
+                if remote:
+                    take = measure.remote
+                    more = () if take is None or stats is None else take(stats)
+                elif measure.rows is None:
+                    more = (((text,), count) for text, count in (top or {}).items())
                 else:
                     more = () if stats is None else measure.rows(stats)
                 rows.extend(((entry.label, *labels), number) for labels, number in more)
         return found
 
     def _part(
-        self, entry: _Entry, limiter: Watched, part: str, read: Callable[[], Part]
+        self, entry: _Entry, limiter: Told, part: str, read: Callable[[], Part]
     ) -> Part | None:
         """Read a part of what a limiter tells, or see to it that somebody hears why not."""
         try:
@@ -200,14 +209,14 @@ def _top(entry: _Entry, limiter: Watched) -> dict[str, int]:
     return denials(limiter.top(most), entry.key_text) if most > 0 else {}
 
 
-def _is_closed(limiter: Watched) -> bool:
+def _is_closed(limiter: Told) -> bool:
     return bool(getattr(limiter, "closed", False))
 
 
 def _check_kind(limiter: object) -> None:
     # By hand, because isinstance() of a protocol would read its properties, and one of a table
     # that has gone may raise.
-    if not (
+    if not isinstance(limiter, Remote) and not (
         isinstance(getattr(limiter, "name", None), str)
         and callable(getattr(limiter, "stats", None))
         and callable(getattr(limiter, "top", None))
@@ -218,7 +227,7 @@ def _check_kind(limiter: object) -> None:
         )
 
 
-def _check(limiter: Watched) -> None:
+def _check(limiter: Told) -> None:
     _check_kind(limiter)
     if _is_closed(limiter):
         raise LimiterClosedError(f"limiter {limiter.name!r} is closed: it has nothing to tell")

@@ -15,12 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from nanolimit.redis.counters import RedisStats
 from nanolimit.redis.errors import StoreUnavailableError
+from nanolimit.redis.lease import Lease
 from nanolimit.redis.limiter import RedisRateLimiter
 
 if TYPE_CHECKING:
     from nanolimit.redis.aio import AsyncRedisRateLimiter
 
-__all__ = ["AsyncRedisRateLimiter", "RedisRateLimiter", "RedisStats", "StoreUnavailableError"]
+__all__ = [
+    "AsyncRedisRateLimiter",
+    "Lease",
+    "RedisRateLimiter",
+    "RedisStats",
+    "StoreUnavailableError",
+]
 
 
 def __getattr__(name: str) -> Any:

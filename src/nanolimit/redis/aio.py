@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Coroutine, Generator
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from nanolimit import telemetry
 from nanolimit.clock import NS_PER_SECOND
 from nanolimit.line import checked_timeout
+from nanolimit.redis import script
 from nanolimit.redis.aiowire import AsyncWire
 from nanolimit.redis.coalesce import Coalescer
 from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
+from nanolimit.redis.fault import Unavailable
+from nanolimit.redis.lease import Loans, Order, clock_s
+from nanolimit.redis.limit import AsyncLimited
 from nanolimit.redis.limiter import LEAST_PAUSE_S
+from nanolimit.redis.slot import AsyncSlot
+from nanolimit.remote import AsyncRemoteRateLimiter
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import timedelta
     from types import TracebackType
 
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
     from nanolimit._core import Decision
     from nanolimit.limiter import Key
     from nanolimit.quota import Quota
+    from nanolimit.redis.lease import Lease
     from nanolimit.redis.policy import OnError
 
     R = TypeVar("R")
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncRedisRateLimiter"]
 
 
-class AsyncRedisRateLimiter(Dialog):
+class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
     """A `RedisRateLimiter` whose verbs are awaited, for tasks of asyncio.
 
     ```python
@@ -55,7 +63,7 @@ class AsyncRedisRateLimiter(Dialog):
 
     It belongs to the event loop that first uses it, until that is closed. A task that is cancelled
     while the store is asked may have been counted: nothing is sent again, and nothing is taken
-    back.
+    back. But what is lent to it is kept for others.
 
     Raises:
         TypeError: An argument is of the wrong type: a client that blocks is for
@@ -64,10 +72,15 @@ class AsyncRedisRateLimiter(Dialog):
         ImportError: A URL was given and neither redis-py nor valkey-py is installed.
     """
 
-    __slots__ = ("_asleep", "_lines", "_loop", "_sender", "_wire")
+    __slots__ = ("_asleep", "_lines", "_loop", "_sender", "_tasks", "_timer", "_watcher", "_wire")
+
+    _limited = AsyncLimited
 
     _loop: asyncio.AbstractEventLoop | None
     _sender: Coalescer | AsyncWire
+    _tasks: set[asyncio.Task[Any]]
+    _timer: asyncio.TimerHandle | None
+    _watcher: asyncio.AbstractEventLoop | None
 
     def __init__(
         self,
@@ -83,6 +96,7 @@ class AsyncRedisRateLimiter(Dialog):
         nodes: int = 1,
         shared: str | os.PathLike[str] | None = None,
         coalesce: bool = True,
+        lease: Lease | None = None,
     ) -> None:
         if not isinstance(coalesce, bool):
             raise TypeError(f"coalesce must be a bool, not {type(coalesce).__name__}")
@@ -97,8 +111,10 @@ class AsyncRedisRateLimiter(Dialog):
             deny_cache=deny_cache,
             nodes=nodes,
             shared=shared,
+            lease=lease,
         )
         self._wire = wire
+        self._begin_watching()
         self._sender = Coalescer(wire, self._arguments) if coalesce else wire
         self._loop = None
         self._begin_waiting()
@@ -113,7 +129,13 @@ class AsyncRedisRateLimiter(Dialog):
         denials = self._denials
         if self._closed:
             self._refuse_if_closed()
-        if denials is not None and denials.get(place, units, monotonic()) is not None:
+        loans = self._loans
+        if loans is not None and units and loans.take(place, units, clock_s()):
+            self._counters.count_leased()
+            if telemetry.is_wanted("allowed"):
+                telemetry.emit("allowed", units, self._name, key)
+            return True
+        if denials is not None and denials.left_s(place, units, monotonic()):
             self._counters.count_repeated()
             if telemetry.is_wanted("denied"):
                 telemetry.emit("denied", units, self._name, key)
@@ -166,24 +188,15 @@ class AsyncRedisRateLimiter(Dialog):
         timeout_ns = checked_timeout(timeout)
         if not units:
             return True
-        over_s = None if timeout_ns is None else monotonic() + timeout_ns / NS_PER_SECOND
-        if not await self._queue(place, over_s):
-            return False
-        try:
-            while True:
-                self._refuse_if_closed()
-                granted, wait_s = await self._hold(self._attempting(key, place, units))
-                if granted:
-                    return True
-                wait_s = max(wait_s, LEAST_PAUSE_S)
-                if over_s is not None:
-                    left_s = over_s - monotonic()
-                    if left_s <= 0:
-                        return False
-                    wait_s = min(wait_s, left_s)
-                await self._sleep(wait_s)
-        finally:
-            self._step_out(place)
+        ask = partial(self._attempting, key, place, units)
+        return bool(await self._until_granted(place, timeout_ns, ask))
+
+    def slot(self, key: Key, cost: int = 1, timeout: float | timedelta | None = None) -> AsyncSlot:
+        """Return what waits where a block begins: ``async with limiter.slot(key):``.
+
+        As `RedisRateLimiter.slot`.
+        """
+        return AsyncSlot(self, key, cost, timeout)
 
     async def close(self) -> None:
         """Close the connections. Using the limiter afterwards raises `LimiterClosedError`.
@@ -194,7 +207,13 @@ class AsyncRedisRateLimiter(Dialog):
             for alarm in list(self._asleep):
                 if not alarm.done():
                     alarm.set_result(None)
-            self._wire.close()
+            try:
+                if self._loans is not None:
+                    if self._timer is not None:
+                        self._timer.cancel()
+                    await self._hold(self._returning(self._loans.close()))
+            finally:
+                self._wire.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -214,16 +233,116 @@ class AsyncRedisRateLimiter(Dialog):
             asked = dialog.send(None)
             while True:
                 try:
-                    if type(asked) is list:
-                        answer: Any = await sender.run_many(asked)
+                    kind = type(asked)
+                    if kind is tuple:
+                        answer: Any = await sender.run(*asked)
+                    elif kind is list:
+                        answer = await sender.run_many(asked)
                     else:
-                        answer = await sender.run(*asked)
+                        answer = await self._kept(asked)
                 except BaseException as fault:
                     asked = dialog.throw(fault)
                 else:
                     asked = dialog.send(answer)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
+
+    # What is lent is asked for, watched and given back by the loop: whoever wanted it may leave.
+
+    async def _kept(self, order: Order) -> Any:
+        """Ask for a loan. If the task is cancelled meanwhile, the answer is kept for others."""
+        assert self._loans is not None
+        loop = asyncio.get_running_loop()
+        if loop is not self._watcher:
+            self._watcher = loop
+            self._loans.rest()  # the timer of a loop that is closed does not ring
+        task = self._start(self._sender.run(*order.request))
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            order.is_kept = True
+            task.add_done_callback(partial(self._keep, order))
+            raise
+        if task.cancelled():
+            raise Unavailable("the task that had sent it was cancelled", outcome_unknown=True)
+        return task.result()
+
+    def _keep(self, order: Order, task: asyncio.Task[Any]) -> None:
+        assert self._loans is not None
+        if task.cancelled() or task.exception() is not None:
+            self._loans.failed(order)
+        else:
+            self._lend(order, script.grant(task.result()), 0)
+
+    def _watch(self, loans: Loans) -> None:
+        next_s = loans.next_s()
+        if next_s is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(next_s - clock_s(), 0.0), self._end, loans)
+
+    def _end(self, loans: Loans) -> None:
+        """Give back what is left of those that are over."""
+        due = loans.over(clock_s())
+        if due:
+            self._start(self._hold(self._returning(due)))
+        self._watch(loans)
+
+    def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _begin_watching(self) -> None:
+        # Whose timer it is.
+        self._watcher = None
+        self._timer = None
+        # The loop itself does not keep its tasks alive.
+        self._tasks = set()
+
+    async def _waited(
+        self, key: Key, cost: int, timeout: float | timedelta | None
+    ) -> tuple[Decision, bool]:
+        """Do what `acquire` does; what was decided last, and whether it was counted."""
+        place, units = self._asked(key, cost)
+        timeout_ns = checked_timeout(timeout)
+        if not units:
+            return await self._hold(self._peeking(key, 0)), True
+        ask = partial(self._trying, key, place, units)
+        decision: Decision | None = await self._until_granted(place, timeout_ns, ask)
+        if decision is None:  # others were before it in line
+            return await self._hold(self._peeking(key, units)), False
+        return decision, decision.allowed
+
+    async def _until_granted(
+        self,
+        place: bytes,
+        timeout_ns: int | None,
+        ask: Callable[[], Generator[Any, Any, tuple[R, float]]],
+    ) -> R | None:
+        """Ask, and again after as many seconds as were told, until the answer is yes.
+
+        Returns:
+            The last answer; None: the time was up before it could ask.
+        """
+        over_s = None if timeout_ns is None else monotonic() + timeout_ns / NS_PER_SECOND
+        if not await self._queue(place, over_s):
+            return None
+        try:
+            while True:
+                self._refuse_if_closed()
+                answer, wait_s = await self._hold(ask())
+                if answer:
+                    return answer
+                wait_s = max(wait_s, LEAST_PAUSE_S)
+                if over_s is not None:
+                    left_s = over_s - monotonic()
+                    if left_s <= 0:
+                        return answer
+                    wait_s = min(wait_s, left_s)
+                await self._sleep(wait_s)
+        finally:
+            self._step_out(place)
 
     # A line for each key that somebody waits for: the first asks, those behind it wait until it
     # has gone. All in one loop, and so without a lock.
@@ -284,3 +403,4 @@ class AsyncRedisRateLimiter(Dialog):
         """In the child: nobody waits, for the tasks that did are the parent's."""
         super().after_fork()
         self._begin_waiting()
+        self._begin_watching()

@@ -34,13 +34,16 @@ class RedisStats(NamedTuple):
     unknown: int
     """Among the failures: those after which nobody knows whether the request was counted."""
 
+    leased: int
+    """Among the allowed: those that were served from a lease, without asking the store."""
+
 
 class Counters:
     """The numbers of `RedisStats`, counted by any thread."""
 
     __slots__ = (
         "__weakref__", "_lock", "allowed", "degraded", "denied", "denied_locally", "failures",
-        "unknown",
+        "leased", "unknown",
     )  # fmt: skip
 
     allowed: int
@@ -49,12 +52,13 @@ class Counters:
     degraded: int
     failures: int
     unknown: int
+    leased: int
 
     def __init__(self) -> None:
         # Reentrant, like every lock of the face: a signal handler may ask the limiter as well.
         self._lock = threading.RLock()
         self.allowed = self.denied = self.denied_locally = self.degraded = 0
-        self.failures = self.unknown = 0
+        self.failures = self.unknown = self.leased = 0
         renew_after_fork(self)
 
     def count(self, allowed: int, denied: int, *, degraded: bool = False) -> None:
@@ -70,6 +74,12 @@ class Counters:
         with self._lock:
             self.denied += denied
             self.denied_locally += denied
+
+    def count_leased(self) -> None:
+        """Count a request that was served from a lease."""
+        with self._lock:
+            self.allowed += 1
+            self.leased += 1
 
     def count_failure(self, *, unknown: bool) -> None:
         """Count a call that the store did not answer."""
@@ -87,6 +97,7 @@ class Counters:
                 self.degraded,
                 self.failures,
                 self.unknown,
+                self.leased,
             )
 
     def after_fork(self) -> None:

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Generator
 from operator import index
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from nanolimit import _core, telemetry
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
@@ -25,11 +25,14 @@ from nanolimit.quota import checked_quotas, whole_number
 from nanolimit.redis import script
 from nanolimit.redis.breaker import Breaker
 from nanolimit.redis.counters import Counters
-from nanolimit.redis.denials import Denials
+from nanolimit.redis.denials import Denials, SharedDenials, open_table
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.fork import renew_after_fork
+from nanolimit.redis.lease import Lease, Loans, Order, checked_lease, clock_s
+from nanolimit.redis.limit import Limiting
 from nanolimit.redis.name import Names
 from nanolimit.redis.policy import Policy, checked_on_error
+from nanolimit.remote import enlist
 
 if TYPE_CHECKING:
     import os
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
     from nanolimit.limiter import Key
     from nanolimit.quota import Quota
     from nanolimit.redis.counters import RedisStats
+    from nanolimit.redis.lease import Due
+
+R = TypeVar("R")
 
 #: What is sent: one script with its keys and arguments; or several, of which each has its answer.
 Request = tuple[Any, list[bytes], list[Any]]
@@ -56,16 +62,19 @@ MAX_TIMEOUT_S = 60
 MAX_NODES = 1_000_000
 _MAX_PREFIX = 200
 
+# What is given back goes out with so many in one write.
+RETURNS = 256
+
 _US_PER_SECOND = 1_000_000
 
 
-class Dialog:
+class Dialog(Limiting):
     """What the two limiters have in common: all but how one waits for a reply."""
 
     __slots__ = (
         "__weakref__", "_arguments", "_breaker", "_changing", "_closed", "_counters",
-        "_degraded_since_s", "_denials", "_guard", "_last_reason", "_least", "_name", "_names",
-        "_place", "_policy", "_quotas", "_timeout_s",
+        "_degraded_since_s", "_denials", "_guard", "_last_reason", "_lease", "_least", "_loans",
+        "_name", "_names", "_place", "_policy", "_quotas", "_timeout_s",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +89,7 @@ class Dialog:
         deny_cache: bool,
         nodes: int,
         shared: str | os.PathLike[str] | None,
+        lease: Lease | None,
     ) -> None:
         self._quotas = quotas = checked_quotas(quota, per)
         self._arguments = script.Arguments(quotas)
@@ -89,13 +99,32 @@ class Dialog:
         self._timeout_s = checked_timeout_s(timeout)
         if not isinstance(deny_cache, bool):
             raise TypeError(f"deny_cache must be a bool, not {type(deny_cache).__name__}")
+        self._lease = checked_lease(lease)
         self._breaker = Breaker(FAILURES, PAUSE_S, max(PAUSE_S, 2 * self._timeout_s))
-        self._policy = Policy(on_error, quotas, _checked_nodes(nodes), self._name, PAUSE_S, shared)
-        self._denials = Denials() if deny_cache else None
+        if shared is not None and on_error != "local" and not deny_cache:
+            raise TypeError(
+                f"shared goes with on_error='local', which counts in it, or with deny_cache=True, "
+                f"which keeps denials beside it, not on_error={on_error!r} with deny_cache=False"
+            )
+        nodes = _checked_nodes(nodes)
+        # What is wrong with a shared table is told now, to who makes the limiter.
+        counted_in = shared if on_error == "local" else None
+        self._policy = Policy(on_error, quotas, nodes, self._name, PAUSE_S, counted_in)
+        self._denials: Denials | SharedDenials | None = Denials() if deny_cache else None
+        table: _core.Limiter | None = None
+        if deny_cache and shared is not None:
+            try:
+                table = open_table(shared, self._name)
+                self._denials = SharedDenials(table, quotas, self._names.whose)
+            except BaseException:
+                self._policy.close()
+                raise
+        self._loans = None if lease is None else Loans(lease, quotas, self._arguments)
         self._counters = Counters()
         # A limiter of the core that never counts. It knows what is a key, and which keys are the
         # same one, what is a cost and what is a batch; so these mean here what they mean there.
-        self._guard = _guard(quotas, self._name)
+        # Its places are those of the table in which denials are shared, if there is one.
+        self._guard = _guard(quotas, self._name, table)
         self._place = self._guard.place
         self._least = min(quota.limit for quota in quotas)
         self._closed = False
@@ -105,6 +134,7 @@ class Dialog:
         # Reentrant, like every lock of the face.
         self._changing = threading.RLock()
         renew_after_fork(self)
+        enlist(self)
 
     # -- what is known without the store
 
@@ -134,6 +164,11 @@ class Dialog:
         return self._policy.on_error
 
     @property
+    def lease(self) -> Lease | None:
+        """What it may take of a hot key at once; None: nothing."""
+        return self._lease
+
+    @property
     def degraded(self) -> str | None:
         """Why the store is not asked at the moment; None: it is."""
         if self._degraded_since_s is None:
@@ -159,6 +194,8 @@ class Dialog:
 
     def __repr__(self) -> str:
         head = f"<{type(self).__name__} {self._name!r} {'; '.join(map(str, self._quotas))}"
+        if self._lease is not None:
+            head += f", leases {self._lease.max_share:.3g} of it for {self._lease.ttl:g} s"
         if self._closed:
             return f"{head}, closed>"
         return f"{head}>" if self._degraded_since_s is None else f"{head}, degraded>"
@@ -207,18 +244,71 @@ class Dialog:
 
     # -- dialogs
 
-    def _take(self, key: Key, units: int) -> Request:
+    def _taking(
+        self, key: Key, place: bytes, units: int
+    ) -> Generator[Request | Order, Any, tuple[float, int]]:
+        """Count a request: when it was asked, and for how long it has to wait then; 0: counted."""
         arguments = self._arguments
-        return arguments.take, self._names.of(key), arguments.of(units)
+        names = self._names.of(key)
+        loans = self._loans
+        if loans is not None:
+            order = loans.order(place, names, units, clock_s())
+            if order is not None:
+                sent_s = monotonic()
+                grant = yield from self._borrowing(order, loans, units)
+                if grant.units >= units:
+                    return sent_s, 0
+                if not grant.units:  # where not one fits, more don't
+                    return sent_s, grant.wait_us
+        sent_s = monotonic()
+        wait_us = yield from self._asking((arguments.take, names, arguments.of(units)), sent_s)
+        return sent_s, wait_us
 
-    def _allowing(self, key: Key, place: bytes, units: int) -> Generator[Request, Any, bool]:
+    def _borrowing(
+        self, order: Order, loans: Loans, units: int
+    ) -> Generator[Order, Any, script.Grant]:
+        """Have units lent. He who asks takes his own out of them, if it is enough for him."""
+        try:
+            grant = script.grant((yield from self._asking(order, monotonic())))
+        except BaseException:
+            if not order.is_kept:
+                loans.failed(order)
+            raise
+        self._lend(order, grant, units if grant.units >= units else 0)
+        return grant
+
+    def _lend(self, order: Order, grant: script.Grant, taken: int) -> None:
+        loans = self._loans
+        if loans is not None and loans.lend(order, grant, taken):
+            self._watch(loans)
+
+    def _watch(self, loans: Loans) -> None:
+        """See to it that what is left of the loans is given back at their ends."""
+        raise NotImplementedError
+
+    def _returning(self, due: list[Due]) -> Generator[list[Request], Any, None]:
+        """Give back what nobody uses any more. Nothing is sent twice: else it is lost."""
+        while due:
+            part, due = due[:RETURNS], due[RETURNS:]
+            requests: list[Request] = [
+                (script.RETURN, loan.names, self._arguments.returned(units, loan.stamp))
+                for loan, units in part
+            ]
+            try:
+                yield from self._asking_each(requests, monotonic())
+            except Unavailable:
+                return
+            for loan, _ in part:
+                self._forget(loan.place)  # what was refused may fit now
+
+    def _allowing(
+        self, key: Key, place: bytes, units: int
+    ) -> Generator[Request | Order, Any, bool]:
         """Of `allow`, past the cache."""
         denials = self._denials
         epoch = None if denials is None else denials.epoch
-        request = self._take(key, units)
-        sent_s = monotonic()
         try:
-            wait_us = yield from self._asking(request, sent_s)
+            sent_s, wait_us = yield from self._taking(key, place, units)
         except Unavailable as fault:
             allowed = self._policy.allow(key, units, fault)
             self._counters.count(allowed, not allowed, degraded=True)
@@ -238,11 +328,11 @@ class Dialog:
         sent_s = monotonic()
         if denials is not None:
             epoch = denials.epoch
-            denial = denials.get(place, units, sent_s)
             # To repeat it, all of the answer must be known, and for this cost.
-            if denial is not None and denial.decision is not None and denial.cost == units:
+            told = denials.told(place, units, sent_s)
+            if told is not None:
                 self._repeat(key, units)
-                return _later(denial.decision, sent_s - denial.told_s)
+                return told
         request = script.TELL, self._names.of(key), self._arguments.of(units)
         sent_s = monotonic()
         try:
@@ -270,11 +360,18 @@ class Dialog:
     def _resetting(self, key: Key, place: bytes) -> Generator[Request, Any, bool]:
         """Of `reset`."""
         request = script.RESET, self._names.of(key), self._arguments.of(0)
+        loans = self._loans
+        if loans is not None:
+            # Before it is sent: what is used afterwards would be counted nowhere.
+            loans.bar(place)
         try:
             was_there = yield from self._asking(request, monotonic())
         except Unavailable as fault:
             self._forget(place)
             return self._policy.reset(key, fault)
+        finally:
+            if loans is not None:
+                loans.unbar(place)
         self._forget(place)
         # What was counted here in the meantime goes as well.
         was_here = self._policy.reset(key)
@@ -282,23 +379,25 @@ class Dialog:
 
     def _attempting(
         self, key: Key, place: bytes, units: int
-    ) -> Generator[Request, Any, tuple[bool, float]]:
+    ) -> Generator[Request | Order, Any, tuple[bool, float]]:
         """Of `acquire`: counted, or after how many seconds to ask again.
 
         A request that waits is not a denied one: nobody is told of it.
         """
+        loans = self._loans
+        if loans is not None and loans.take(place, units, clock_s()):
+            self._tell_leased(key, units)
+            return True, 0.0
         denials = self._denials
         epoch: object = None
         sent_s = monotonic()
         if denials is not None:
             epoch = denials.epoch
-            denial = denials.get(place, units, sent_s)
-            if denial is not None:
-                return False, denial.until_s - sent_s
-        request = self._take(key, units)
-        sent_s = monotonic()
+            left_s = denials.left_s(place, units, sent_s)
+            if left_s:
+                return False, left_s
         try:
-            wait_us = yield from self._asking(request, sent_s)
+            sent_s, wait_us = yield from self._taking(key, place, units)
         except Unavailable as fault:
             allowed, wait_s = self._policy.attempt(key, units, fault)
             if allowed:
@@ -312,6 +411,36 @@ class Dialog:
             denials.put(place, units, sent_s, wait_s, epoch)
         # From when it was sent: what the reply took is over already.
         return False, sent_s + wait_s - monotonic()
+
+    def _trying(
+        self, key: Key, place: bytes, units: int
+    ) -> Generator[Request, Any, tuple[Decision, float]]:
+        """Of `slot`, and of `limit` with ``wait=True``: as `_attempting`, but with a Decision."""
+        denials = self._denials
+        epoch: object = None
+        sent_s = monotonic()
+        if denials is not None:
+            epoch = denials.epoch
+            told = denials.told(place, units, sent_s)
+            if told is not None:
+                return told, denials.left_s(place, units, sent_s)
+        request = script.TELL, self._names.of(key), self._arguments.of(units)
+        sent_s = monotonic()
+        try:
+            reply = yield from self._asking(request, sent_s)
+        except Unavailable as fault:
+            decision = self._policy.claim(key, units, fault)
+            if decision.allowed:
+                self._counters.count(1, 0, degraded=True)
+            return decision, self._policy.wait_s(decision)
+        decision = script.decision(self._quotas, reply, units)
+        if decision.allowed:
+            self._tell(True, key, units)
+            return decision, 0.0
+        retry_s = decision.retry_after
+        if denials is not None:
+            denials.put(place, units, sent_s, retry_s, epoch, decision, monotonic())
+        return decision, sent_s + retry_s - monotonic()
 
     def _allowing_many(
         self, keys: tuple[Key, ...], units: int, clustered: bool
@@ -327,18 +456,25 @@ class Dialog:
         denials = self._denials
         epoch: object = None
         left: Sequence[int] = range(len(keys))
+        loans = self._loans
+        if loans is not None and len(loans):
+            now_s = clock_s()
+            left = [i for i in left if not loans.take(places[i], units, now_s)]
+            for i in sorted(set(range(len(keys))).difference(left)):
+                self._tell_leased(keys[i], units)
         if denials is not None:
-            epoch = denials.epoch
             now_s = monotonic()
-            answers = [denials.get(place, units, now_s) is None for place in places]
-            left = [i for i, is_asked in enumerate(answers) if is_asked]
-            for key, is_asked in zip(keys, answers, strict=True):
-                if not is_asked:
-                    self._repeat(key, units)
+            for i in left:
+                answers[i] = not denials.left_s(places[i], units, now_s)
+                if not answers[i]:
+                    self._repeat(keys[i], units)
+            left = [i for i in left if answers[i]]
         at_once = script.BATCH_KEYS
         start = 0
         while start < len(left):
             part = left[start : start + at_once]
+            if denials is not None:
+                epoch = denials.epoch
             sent_s = monotonic()
             try:
                 if clustered:
@@ -392,7 +528,7 @@ class Dialog:
 
     # -- the store, as it is
 
-    def _asking(self, request: Request, now_s: float) -> Generator[Request, Any, Any]:
+    def _asking(self, request: R, now_s: float) -> Generator[R, Any, Any]:
         """Send one request, unless the store is left alone now. It is sent once, or not at all.
 
         Raises:
@@ -475,6 +611,12 @@ class Dialog:
         if telemetry.is_wanted("denied"):
             telemetry.emit("denied", units, self._name, key)
 
+    def _tell_leased(self, key: Key, units: int) -> None:
+        """Tell of a request that was served from a lease."""
+        self._counters.count_leased()
+        if telemetry.is_wanted("allowed"):
+            telemetry.emit("allowed", units, self._name, key)
+
     def _forget(self, place: bytes) -> None:
         if self._denials is not None:
             self._denials.forget(place)
@@ -486,7 +628,7 @@ class Dialog:
                 return False
             self._closed = True
         if self._denials is not None:
-            self._denials.clear()
+            self._denials.close()
         self._policy.close()
         return True
 
@@ -501,19 +643,10 @@ def as_buffer(answers: list[bool]) -> memoryview:
     return buffer  # type: ignore[no-any-return]
 
 
-def _later(decision: Decision, passed_s: float) -> Decision:
-    """Return a decision as it is so many seconds later, if nobody else came."""
-    make, values = decision.__reduce__()
-    now = _NOW
-    passed_ns = int(passed_s * NS_PER_SECOND)  # rounded down: it never promises too early
-    return make(*values[:now], values[now] + passed_ns, *values[now + 1 :])  # type: ignore[operator, index, no-any-return]
-
-
-# Where `_core._decision` takes the time.
-_NOW = 6
-
-
-def _guard(quotas: tuple[Quota, ...], name: str) -> _core.Limiter | _core.Bundle:
+def _guard(
+    quotas: tuple[Quota, ...], name: str, kin: _core.Limiter | None
+) -> _core.Limiter | _core.Bundle:
+    """Make the guard; `kin`: by whose secret keys have their places, if that matters."""
     engines: list[_core.Limiter] = []
     for quota in quotas:
         engines.append(
@@ -525,7 +658,7 @@ def _guard(quotas: tuple[Quota, ...], name: str) -> _core.Limiter | _core.Bundle
                 max_keys=1,
                 on_full="allow",
                 clock=None,
-                kin=engines[0] if engines else None,
+                kin=engines[0] if engines else kin,
             )
         )
     return engines[0] if len(engines) == 1 else _core.Bundle(engines)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Generator
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from nanolimit import telemetry
+from nanolimit import supervisor, telemetry
 from nanolimit.clock import NS_PER_SECOND
 from nanolimit.line import checked_timeout
 from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
+from nanolimit.redis.lease import clock_s
+from nanolimit.redis.limit import Limited
+from nanolimit.redis.slot import Slot
 from nanolimit.redis.wire import Wire
+from nanolimit.remote import RemoteRateLimiter
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import timedelta
     from types import TracebackType
 
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     from nanolimit._core import Decision
     from nanolimit.limiter import Key
     from nanolimit.quota import Quota
+    from nanolimit.redis.lease import Lease, Loans
     from nanolimit.redis.policy import OnError
 
     R = TypeVar("R")
@@ -36,7 +42,7 @@ __all__ = ["RedisRateLimiter"]
 LEAST_PAUSE_S = 0.001
 
 
-class RedisRateLimiter(Dialog):
+class RedisRateLimiter(Dialog, RemoteRateLimiter):
     """An exact sliding-window limit for each of very many keys, kept by Redis or Valkey.
 
     What a `RateLimiter` counts for one process, this one counts for all that use the same store,
@@ -70,25 +76,34 @@ class RedisRateLimiter(Dialog):
             `StoreUnavailableError`.
         timeout: Seconds, or a `timedelta`, that a call may take in all: above 0, at most 60.
         deny_cache: Whether a denial is repeated without asking, until the time that the store
-            named, and for a second at most.
+            named, and for a second at most: by this limiter, and with `shared` by all of this
+            machine that are alike.
         nodes: How many processes share the limit: with ``on_error="local"`` each enforces
             ``ceil(limit / nodes)``. With 1, the whole limit. With `shared`, how many machines.
         shared: A shared table, by its name or path as of `RateLimiter`, in which all processes of
-            this machine count together while ``on_error="local"`` decides. Its name is for this
-            limiter alone. When left out, each counts for itself.
+            this machine count together while ``on_error="local"`` decides, and beside which
+            stands what one of them was denied, for `deny_cache` of all (``api.denials`` beside
+            ``api``, 4 MiB). Both are made with the limiter. Its name is for this limiter and its
+            store alone. When left out, each process counts and remembers for itself.
+        lease: How much of a hot key's limit may be taken at once, and served without asking: a
+            `Lease`. None: nothing is. Of a limit below 20 nothing is, either.
 
     Raises:
         TypeError: An argument is of the wrong type: an asyncio client is for
             `AsyncRedisRateLimiter`.
         ValueError: An argument is out of range or is not understood.
         ImportError: A URL was given and neither redis-py nor valkey-py is installed.
-        SharedTableError: The table of `shared` can't be used.
+        SharedTableError: A table of `shared` can't be used.
 
     Making one asks no server. Thread-safe. After a fork the child makes connections of its own. It
     can't be pickled: make one in each process.
     """
 
-    __slots__ = ("_bell", "_gates", "_wire")
+    __slots__ = ("_bell", "_gates", "_keeper", "_wire")
+
+    _keeper: supervisor.Task | None
+
+    _limited = Limited
 
     def __init__(
         self,
@@ -103,6 +118,7 @@ class RedisRateLimiter(Dialog):
         deny_cache: bool = True,
         nodes: int = 1,
         shared: str | os.PathLike[str] | None = None,
+        lease: Lease | None = None,
     ) -> None:
         wire = Wire(client_or_url, checked_timeout_s(timeout))
         super().__init__(
@@ -115,8 +131,10 @@ class RedisRateLimiter(Dialog):
             deny_cache=deny_cache,
             nodes=nodes,
             shared=shared,
+            lease=lease,
         )
         self._wire = wire
+        self._keeper = None
         self._begin_waiting()
 
     def allow(self, key: Key, cost: int = 1) -> bool:
@@ -136,14 +154,21 @@ class RedisRateLimiter(Dialog):
             LimiterClosedError: The limiter is closed.
             StoreUnavailableError: Only with ``on_error="raise"``.
 
-        One round trip; none where a denial is repeated. `timeout` at most.
+        One round trip; none where a denial is repeated, or units of the key are lent to this
+        process. `timeout` at most.
         """
         units = cost if type(cost) is int and 0 <= cost <= self._least else self._units(cost)
         place = self._place(key)
         denials = self._denials
         if self._closed:
             self._refuse_if_closed()
-        if denials is not None and denials.get(place, units, monotonic()) is not None:
+        loans = self._loans
+        if loans is not None and units and loans.take(place, units, clock_s()):
+            self._counters.count_leased()
+            if telemetry.is_wanted("allowed"):
+                telemetry.emit("allowed", units, self._name, key)
+            return True
+        if denials is not None and denials.left_s(place, units, monotonic()):
             self._counters.count_repeated()
             if telemetry.is_wanted("denied"):
                 telemetry.emit("denied", units, self._name, key)
@@ -225,8 +250,9 @@ class RedisRateLimiter(Dialog):
     def reset(self, key: Key) -> bool:
         """Forget what the key has used, for all. Its whole quota is free again.
 
-        Other processes may repeat a denial for another second, where they have a cache. While the
-        store can't be asked, only what was counted here meanwhile is forgotten.
+        Other processes may repeat a denial for another second, where they have a cache; not those
+        of this machine with the same `shared`. While the store can't be asked, only what was
+        counted here meanwhile is forgotten.
 
         Returns:
             True if there was a log to forget.
@@ -268,30 +294,36 @@ class RedisRateLimiter(Dialog):
         timeout_ns = checked_timeout(timeout)
         if not units:
             return True
-        over_s = None if timeout_ns is None else monotonic() + timeout_ns / NS_PER_SECOND
-        gate = self._gate(place)
-        if not gate.acquire(timeout=_pause_s(None, over_s)):
-            return False
-        try:
-            while True:
-                self._refuse_if_closed()
-                granted, wait_s = self._hold(self._attempting(key, place, units))
-                if granted:
-                    return True
-                if over_s is not None and monotonic() >= over_s:
-                    return False
-                self._bell.wait(_pause_s(max(wait_s, LEAST_PAUSE_S), over_s))
-        finally:
-            gate.release()
+        ask = partial(self._attempting, key, place, units)
+        return bool(self._until_granted(place, timeout_ns, ask))
+
+    def slot(self, key: Key, cost: int = 1, timeout: float | timedelta | None = None) -> Slot:
+        """Return what waits where a block begins: ``with limiter.slot(key):``.
+
+        Entering is `acquire`, and gives the `Decision` that allowed it. Leaving gives nothing back,
+        for what was counted was used. It may be entered again: each entering is a request.
+
+        Raises:
+            RateLimitExceeded: On entering, when the time was up. It has the decision and the key.
+            TypeError: As `acquire`.
+            ValueError: As `acquire`.
+        """
+        return Slot(self, key, cost, timeout)
 
     def close(self) -> None:
         """Close the connections. Using the limiter afterwards raises `LimiterClosedError`.
 
-        What was counted stays in the store until it is out of its window. Those who wait are told.
-        Closing twice is fine.
+        What was counted stays in the store until it is out of its window; what was lent and not
+        used is given back, which takes `timeout` at most. Those who wait are told. Closing twice is
+        fine.
         """
         if self._shut():
             self._bell.set()
+            if self._loans is not None:
+                self._hold(self._returning(self._loans.close()))
+                keeper = self._keeper
+                if keeper is not None:
+                    keeper.stop(self._timeout_s)  # it may be giving something back just now
             self._wire.close()
 
     def __contains__(self, key: object) -> bool:
@@ -316,16 +348,79 @@ class RedisRateLimiter(Dialog):
             asked = dialog.send(None)
             while True:
                 try:
-                    if type(asked) is list:
-                        answer: Any = wire.run_many(asked)
+                    kind = type(asked)
+                    if kind is tuple:
+                        answer: Any = wire.run(*asked)
+                    elif kind is list:
+                        answer = wire.run_many(asked)
                     else:
-                        answer = wire.run(*asked)
+                        answer = wire.run(*asked.request)
                 except BaseException as fault:
                     asked = dialog.throw(fault)
                 else:
                     asked = dialog.send(answer)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
+
+    # What is lent is watched by a thread, as long as there is something.
+
+    def _watch(self, loans: Loans) -> None:
+        try:
+            self._keeper = supervisor.start(f"leases-{self._name}", self._keep, loans.after_fork)
+        except RuntimeError:  # no room for a thread: the next loan tries it again
+            loans.rest()
+
+    def _keep(self, stopping: threading.Event) -> None:
+        """Give back what is left of each loan when it ends. This is what the thread does."""
+        loans = self._loans
+        assert loans is not None
+        while not stopping.is_set():
+            next_s = loans.next_s()
+            if next_s is None:
+                return
+            if not stopping.wait(max(next_s - clock_s(), 0.0)):
+                self._hold(self._returning(loans.over(clock_s())))
+        # The limiter is closed, or the interpreter ends.
+        self._hold(self._returning(loans.everything()))
+
+    def _waited(
+        self, key: Key, cost: int, timeout: float | timedelta | None
+    ) -> tuple[Decision, bool]:
+        """Do what `acquire` does; what was decided last, and whether it was counted."""
+        place, units = self._asked(key, cost)
+        timeout_ns = checked_timeout(timeout)
+        if not units:
+            return self._hold(self._peeking(key, 0)), True
+        ask = partial(self._trying, key, place, units)
+        decision: Decision | None = self._until_granted(place, timeout_ns, ask)
+        if decision is None:  # others were before it in line
+            return self._hold(self._peeking(key, units)), False
+        return decision, decision.allowed
+
+    def _until_granted(
+        self,
+        place: bytes,
+        timeout_ns: int | None,
+        ask: Callable[[], Generator[Any, Any, tuple[R, float]]],
+    ) -> R | None:
+        """Ask, and again after as many seconds as were told, until the answer is yes.
+
+        Returns:
+            The last answer; None: the time was up before it could ask.
+        """
+        over_s = None if timeout_ns is None else monotonic() + timeout_ns / NS_PER_SECOND
+        gate = self._gate(place)
+        if not gate.acquire(timeout=_pause_s(None, over_s)):
+            return None
+        try:
+            while True:
+                self._refuse_if_closed()
+                answer, wait_s = self._hold(ask())
+                if answer or (over_s is not None and monotonic() >= over_s):
+                    return answer
+                self._bell.wait(_pause_s(max(wait_s, LEAST_PAUSE_S), over_s))
+        finally:
+            gate.release()
 
     def _gate(self, place: bytes) -> threading.Lock:
         """Return what those pass who wait for a key, one at a time. It goes with the last."""

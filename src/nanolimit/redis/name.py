@@ -66,6 +66,11 @@ class Names:
         self._head = _escaped(_utf8(prefix)) + b":{"
         self._tails = tuple(b"}:" + rule for rule in _rules(name, quotas))
 
+    @property
+    def whose(self) -> bytes:
+        """What is the same for all keys: the prefix, and what tells the quotas."""
+        return b" ".join((self._head, *self._tails))
+
     def of(self, key: Key) -> list[bytes]:
         """Return the names of a key's lists, in the order of the quotas.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from nanolimit import _core, telemetry
 from nanolimit.clock import NS_PER_SECOND, shown
-from nanolimit.limiter import RateLimiter
+from nanolimit.limiter import RateLimiter, hide
 from nanolimit.quota import Quota
 from nanolimit.redis.errors import StoreUnavailableError
 from nanolimit.redis.fork import renew_after_fork
@@ -89,12 +89,9 @@ class Policy:
         self._most = min(quota.limit for quota in self._shares)
         self._local: RateLimiter | None = None
         if shared is not None:
-            if on_error != "local":
-                raise TypeError(
-                    f"shared goes with on_error='local', which counts in it, not {on_error!r}"
-                )
             # A deployment with another limit or `nodes` goes on with the table.
             self._local = RateLimiter(self._shares, name=name, shared=shared, on_mismatch="replace")
+            hide(self._local)
         # Reentrant, like every lock of the face.
         self._making = threading.RLock()
         renew_after_fork(self)
@@ -145,17 +142,27 @@ class Policy:
 
         A request that waits is not a denied one: nobody is told of it.
         """
+        decision = self.claim(key, cost, error)
+        return decision.allowed, self.wait_s(decision)
+
+    def claim(self, key: Key, cost: int, error: Unavailable) -> Decision:
+        """Decide for somebody who waits."""
         self._raise_if_wanted(error)
-        if self.on_error == "allow":
-            return self._told(True, key, cost), 0.0
         if self.on_error == "local" and cost <= self._most:
             limiter = self._limiter()
             decision = limiter.peek(key, cost)
             if decision.allowed:
                 decision = limiter.check(key, cost)
-            # The store may be back before the share is free again.
-            return decision.allowed, min(decision.retry_after, self.pause_s)
-        return False, self.pause_s
+            return _degraded(decision)
+        allowed = self.on_error == "allow"
+        if allowed:
+            self._told(True, key, cost)
+        return self._decision(allowed, cost)
+
+    def wait_s(self, decision: Decision) -> float:
+        """Return after how many seconds somebody who waits is to ask again."""
+        # The store may be back before the share is free again.
+        return 0.0 if decision.allowed else min(decision.retry_after, self.pause_s)
 
     def reset(self, key: Key, error: Unavailable | None = None) -> bool:
         """Forget what was counted here; whether there was something.
@@ -191,6 +198,7 @@ class Policy:
                 if local is None:
                     # By its name, telemetry hears of what it decides as of the others.
                     local = RateLimiter(self._shares, name=self._name, max_keys=_MAX_KEYS)
+                    hide(local)
                     self._local = local
         return local
 

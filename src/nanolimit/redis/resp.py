@@ -7,10 +7,12 @@ no difference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol, Union
 
-__all__ = ["ASKING", "NOTHING", "ErrorReply", "Reader", "Reply", "ScriptLike", "Word", "pack"]
+__all__ = [
+    "ASKING", "NOTHING", "ErrorReply", "Packed", "Reader", "Reply", "ScriptLike", "Word", "pack",
+]  # fmt: skip
 
 Word = bytes | str | int
 
@@ -59,9 +61,26 @@ def pack_words(*words: Word) -> bytes:
     """Return a command as it is sent."""
     parts = [b"*%d\r\n" % len(words)]
     for word in words:
-        data = _encoded(word)
-        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+        parts.append(_packed_word(word))
     return b"".join(parts)
+
+
+def _packed_word(word: Word) -> bytes:
+    data = _encoded(word)
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+class Packed(list[bytes]):
+    """Arguments that are sent again and again, and are packed once. They must not be changed."""
+
+    __slots__ = ("data",)
+
+    data: bytes
+    """How they are sent."""
+
+    def __init__(self, words: Iterable[bytes]) -> None:
+        super().__init__(words)
+        self.data = b"".join(map(_packed_word, self))
 
 
 def _encoded(word: Word) -> bytes:
@@ -93,13 +112,11 @@ def pack(script: ScriptLike, keys: Sequence[bytes], args: Sequence[Word]) -> byt
         head = _evalsha_head(script, len(keys) + len(args), len(keys))
         if len(_heads) < _HEADS_MAX:
             _heads[shape] = head
-    parts = [head]
-    for key in keys:
-        parts.append(b"$%d\r\n%b\r\n" % (len(key), key))
-    for arg in args:
-        data = b"%d" % arg if type(arg) is int else _encoded(arg)
-        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return b"".join(parts)
+    tail = args.data if type(args) is Packed else b"".join(map(_packed_word, args))
+    if len(keys) == 1:  # of most limiters
+        key = keys[0]
+        return b"%b$%d\r\n%b\r\n%b" % (head, len(key), key, tail)
+    return b"".join([head, *[b"$%d\r\n%b\r\n" % (len(key), key) for key in keys], tail])
 
 
 def pack_source(script: ScriptLike, keys: Sequence[bytes], args: Sequence[Word]) -> bytes:

@@ -32,6 +32,7 @@ from nanolimit import _core
 from nanolimit.clock import shown
 from nanolimit.redis import lua
 from nanolimit.redis.name import window_us
+from nanolimit.redis.resp import Packed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +102,7 @@ class Arguments:
     def __init__(self, quotas: tuple[Quota, ...]) -> None:
         self._quotas = [(window_us(quota), quota.limit) for quota in quotas]
         self._least = min(quota.limit for quota in quotas)
-        self._kept: dict[int, list[bytes]] = {}
+        self._kept: dict[int, Packed] = {}
         self.take = TAKE_ONE if len(quotas) == 1 else TAKE
 
     def of(self, cost: int) -> list[bytes]:
@@ -133,13 +134,13 @@ class Arguments:
             raise ValueError(f"the number of requests must be >= 1, got {shown(number)}")
         return self._kept.get(number) or self._made(number)
 
-    def _made(self, units: int) -> list[bytes]:
+    def _made(self, units: int) -> Packed:
         made = [b"%d" % units]
         for window, limit in self._quotas:
             # A limit below is met in TAKE_SOME alone, which finds its indices by itself.
             index = max(limit - units, 0) if units else _NEVER
             made += (b"%d" % window, b"%d" % limit, b"%d" % index)
-        return made
+        return Packed(made)
 
     def lent(self, units: int, ttl_us: int) -> list[bytes]:
         """Return ARGV of GRANT: for up to `units`, to be used up within `ttl_us` microseconds.

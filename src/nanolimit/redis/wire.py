@@ -70,6 +70,11 @@ class Wire:
         renew_after_fork(self)
 
     @property
+    def name(self) -> str:
+        """Whom it asks, for people; without a password."""
+        return self._target.name
+
+    @property
     def timeout_s(self) -> float:
         """Seconds that a call may take."""
         return self._timeout_s
