@@ -287,6 +287,7 @@ def test_another_loop_is_refused_while_the_first_is_open(server: RedisServer) ->
 @pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:loop is closed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:unclosed resource:ResourceWarning")  # so says uvloop
 def test_a_loop_that_is_closed_hands_over_to_the_next(server: RedisServer) -> None:
     wire = AsyncWire(server.url, PATIENT_S)
     for turn in range(3):

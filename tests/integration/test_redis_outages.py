@@ -430,6 +430,43 @@ def test_a_connection_killed_under_64_tasks_is_one_failure(server: RedisServer) 
     asyncio.run(run())
 
 
+@on_both
+def test_connections_killed_under_16_threads_are_one_failure(server: RedisServer) -> None:
+    with (
+        RedisRateLimiter(
+            [HUGE], server.url, timeout=20, on_error="deny", deny_cache=False
+        ) as limiter,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        for _ in range(2):
+            server.ask("CLIENT", "PAUSE", 30_000, "WRITE")
+            try:
+                asking = [pool.submit(limiter.allow, number) for number in range(16)]
+                eventually(lambda: int(server.info("clients")["blocked_clients"]) == 16)
+                server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                assert [each.result() for each in asking] == [False] * 16
+            finally:
+                server.ask("CLIENT", "UNPAUSE")
+            assert limiter.degraded is None
+        stats = limiter.stats()
+        assert (stats.failures, stats.unknown, stats.degraded) == (32, 32, 32)
+        assert list(pool.map(limiter.allow, range(16))) == [True] * 16
+
+
+def test_connections_that_break_one_after_the_other_are_failures(own: RedisServer) -> None:
+    with RedisRateLimiter([HUGE], own.url, timeout=20) as limiter:
+        for turn in range(3):
+            assert limiter.degraded is None, turn
+            own.ask("CLIENT", "PAUSE", 30_000, "WRITE")
+            with ThreadPoolExecutor(1) as pool:
+                asking = pool.submit(limiter.allow, "k")
+                eventually(lambda: own.info("clients")["blocked_clients"] == "1")
+                own.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                asking.result()
+            own.ask("CLIENT", "UNPAUSE")
+        assert limiter.degraded is not None
+
+
 def test_a_silent_server_is_left_alone_after_three_writes(own: RedisServer) -> None:
     async def one_after_the_other(limiter: AsyncRedisRateLimiter) -> None:
         # The first write, and two times that no connection came about: each in its time.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import pytest
 
 from nanolimit import Quota
-from nanolimit.redis import lua, script
+from nanolimit.redis import lua, resp, script
+from nanolimit.redis.denials import Denials
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.script import Arguments
 
@@ -68,6 +70,28 @@ def test_windows_are_whole_microseconds_rounded_up() -> None:
     made = script.decision((quota,), [CLOCK, 1, CLOCK, CLOCK, CLOCK], 1)
     assert made.quota is quota
     assert made.retry_after == pytest.approx(60.000001, abs=1e-12)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_child_has_dicts_of_its_own() -> None:
+    """Without the GIL they have locks, one of which a thread of the parent may hold for ever."""
+    arguments, denials = Arguments((Quota(5, 60),)), Denials()
+    argv = arguments.of(1)
+    resp.pack(script.TAKE_ONE, [b"k"], argv)
+    denials.put(b"k", 1, 0.0, 1.0, denials.epoch)
+
+    def dicts() -> list[object]:
+        return [resp._heads, arguments._kept, denials._kept]
+
+    before = dicts()
+    pid = os.fork()
+    if pid == 0:
+        same = [one is other for one, other in zip(before, dicts(), strict=True)]
+        works = arguments.of(1) == argv and denials.get(b"k", 1, 0.5) is None
+        os._exit(any(same) or not works)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert all(one is other for one, other in zip(before, dicts(), strict=True))
 
 
 def test_a_cost_beyond_the_limit_asks_for_no_negative_index() -> None:

@@ -709,11 +709,13 @@ def test_another_loop_and_a_forked_child_start_afresh() -> None:
     assert asyncio.run(fork()) == [0, 0, 0]
 
 
-def test_a_forked_child_merges_in_a_loop_of_its_own() -> None:
+@pytest.mark.parametrize("first", ["coalescer", "arguments"])
+def test_a_forked_child_merges_in_a_loop_of_its_own(first: str) -> None:
     asker = Asker()
     of_parent = asyncio.new_event_loop()
     of_parent.run_until_complete(asker.take())
-    asker.coalescer.after_fork()
+    for each in sorted(("coalescer", "arguments"), key=lambda name: name != first):
+        getattr(asker, each).after_fork()
     asker.wire.writes.clear()
 
     async def ask() -> None:

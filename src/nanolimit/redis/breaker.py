@@ -155,3 +155,4 @@ class Breaker:
     def after_fork(self) -> None:
         """In the child: another thread of the parent may have held the lock."""
         self._lock = threading.Lock()
+        self._origins = []

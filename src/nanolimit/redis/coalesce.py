@@ -81,8 +81,6 @@ class Coalescer:
         self._wire = wire
         self._arguments = arguments
         self._take = arguments.take
-        # The first that is made is kept: what costs 1 is known by it.
-        self._one = arguments.of(1)
         self._most_calls = most_calls
         self._most_merged = most_merged
         self._most_keys = min(script.BATCH_KEYS, most_calls)
@@ -93,6 +91,8 @@ class Coalescer:
         renew_after_fork(self)
 
     def _begin(self) -> None:
+        # The first that is made is kept, in each process: what costs 1 is known by it.
+        self._one = self._arguments.of(1)
         # What was left, in the order in which it goes out.
         self._calls: deque[_Call | _Batch] = deque()
         # Of them, the one that takes further keys.

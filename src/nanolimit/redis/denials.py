@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from nanolimit import _core
 from nanolimit.clock import NS_PER_SECOND
 from nanolimit.errors import NanolimitError
+from nanolimit.redis.fork import renew_after_fork
 
 if TYPE_CHECKING:
     import os
@@ -56,10 +57,11 @@ class Denials:
     """The denials of one limiter, by the places of their keys. Time is an argument.
 
     Thread-safe without a lock: each step is one operation of a dict. So there is nothing that a
-    fork could tear. Threads that put at the same time may pass the bound by one entry each.
+    fork could tear; but without the GIL the dict has a lock, and a child begins with another one.
+    Threads that put at the same time may pass the bound by one entry each.
     """
 
-    __slots__ = ("_cap_s", "_kept", "_max_keys", "epoch")
+    __slots__ = ("__weakref__", "_cap_s", "_kept", "_max_keys", "epoch")
 
     epoch: object
     """Another one each time that something was forgotten. What was asked before is not kept."""
@@ -69,6 +71,11 @@ class Denials:
         self._max_keys = max_keys
         self._kept: dict[bytes, Denial] = {}
         self.epoch = object()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In the child: a thread of the parent may have held the dict's own lock."""
+        self._kept = {}
 
     def get(self, place: bytes, cost: int, now_s: float) -> Denial | None:
         """Return the denial that holds for this cost now, or None: the store must be asked."""

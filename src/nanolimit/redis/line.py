@@ -31,7 +31,7 @@ class Line:
         age: Which generation of the pool it is of.
     """
 
-    __slots__ = ("__weakref__", "_poll", "_reader", "_secure", "_socket", "age", "name")
+    __slots__ = ("__weakref__", "_poll", "_reader", "_secure", "_socket", "age", "lent", "name")
 
     def __init__(self, connection: Any, name: str, age: int) -> None:
         sock = connection._sock
@@ -42,6 +42,9 @@ class Line:
         self._reader = Reader()
         self.name: str = name
         self.age: int = age
+        # When it was lent, as the pool has it: what breaks those that are lent together is one
+        # event.
+        self.lent: object = None
         sock.setblocking(False)
         self._poll = _poll_of(sock)
 
@@ -113,11 +116,10 @@ class Line:
             except _AGAIN:
                 continue
             except OSError as error:
-                raise Unavailable(
-                    f"the connection to {self.name} broke: {error}", outcome_unknown=True
-                ) from error
+                why = f"the connection to {self.name} broke: {error}"
+                raise Unavailable(why, True, self.lent) from error
             if not data:
-                raise Unavailable(f"{self.name} closed the connection", outcome_unknown=True)
+                raise Unavailable(f"{self.name} closed the connection", True, self.lent)
             # What nearly always comes: one integer, whole.
             if data[0] == 58 and len(data) < 24 and self._reader.empty and data.find(b"\n") == (
                 len(data) - 1

@@ -54,6 +54,9 @@ class Pool:
         # For those whose time is up before there is a line: who came before the first of them left
         # tells nothing new.
         self._lack = object()
+        # Ends with the first of those lines that were lent in it to be of no more use: if others
+        # of them break, that is the same event.
+        self._period = object()
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -70,6 +73,7 @@ class Pool:
             if line is None:
                 line = self._wait(deadline)
             if line.alive():
+                line.lent = self._period
                 return line
             self.drop(line)
 
@@ -87,6 +91,8 @@ class Pool:
         """Hand back a line that is of no more use."""
         line.close()
         with self._change:
+            if line.lent is self._period:
+                self._period = object()
             self._lines.discard(line)
             self._change.notify()
 

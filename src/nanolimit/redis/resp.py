@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, Protocol, Union
 
+from nanolimit.redis.fork import call_after_fork
+
 __all__ = [
     "ASKING", "NOTHING", "ErrorReply", "Packed", "Reader", "Reply", "ScriptLike", "Word", "pack",
 ]  # fmt: skip
@@ -102,6 +104,15 @@ def _evalsha_head(script: ScriptLike, words: int, keys: int) -> bytes:
 
 _heads: dict[tuple[str, int, int], bytes] = {}
 _HEADS_MAX = 1_024
+
+
+def _forget_heads() -> None:
+    """In the child of a fork: a thread of the parent may have held the dict's own lock."""
+    global _heads
+    _heads = {}
+
+
+call_after_fork(_forget_heads)
 
 
 def pack(script: ScriptLike, keys: Sequence[bytes], args: Sequence[Word]) -> bytes:

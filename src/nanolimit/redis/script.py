@@ -32,6 +32,7 @@ from nanolimit import _core
 from nanolimit.clock import shown
 from nanolimit.redis import lua
 from nanolimit.redis.fault import Unavailable, fault_of_reply
+from nanolimit.redis.fork import renew_after_fork
 from nanolimit.redis.name import window_us
 from nanolimit.redis.resp import Packed
 
@@ -95,7 +96,7 @@ class Arguments:
     Thread-safe. What it hands out is shared: don't change it.
     """
 
-    __slots__ = ("_kept", "_least", "_quotas", "take")
+    __slots__ = ("__weakref__", "_kept", "_least", "_quotas", "take")
 
     take: Script
     """The script that `TAKE` is for so many quotas."""
@@ -105,6 +106,11 @@ class Arguments:
         self._least = min(quota.limit for quota in quotas)
         self._kept: dict[int, Packed] = {}
         self.take = TAKE_ONE if len(quotas) == 1 else TAKE
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In the child: a thread of the parent may have held the dict's own lock."""
+        self._kept = {}
 
     def of(self, cost: int) -> list[bytes]:
         """Return ARGV for a cost: it, and of each quota the window, the limit and limit - cost.
