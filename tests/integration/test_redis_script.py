@@ -20,6 +20,7 @@ import pytest
 import redis_journal
 from nanolimit import Decision, Quota
 from nanolimit.redis import lua, script
+from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.name import Names
 from nanolimit.redis.script import Arguments, Script
 from redis_server import RedisServer, on_both
@@ -87,7 +88,7 @@ class Asked:
             self.run(script.TAKE_SOME, self.names.of(key), self.arguments.some(number))
         )
 
-    def batch(self, keys: Sequence[Any], cost: int = 1) -> list[int]:
+    def batch(self, keys: Sequence[Any], cost: int = 1) -> list[Any]:
         names = [name for key in keys for name in self.names.of(key)]
         return script.waits_us(self.run(script.BATCH, names, self.arguments.of(cost)))
 
@@ -336,6 +337,39 @@ def test_a_batch_is_as_if_one_by_one(client: Any) -> None:
     assert asked.batch(["c"] * 4, cost=2)[0] == 0
     assert len(asked.read("c", nth=1)) == 2
     assert asked.batch([]) == []
+
+
+def test_what_is_wrong_with_one_key_of_a_batch_leaves_the_others_alone(client: Any) -> None:
+    asked = Asked(client, Quota(1, per=60), Quota(2, per=600))
+    for key in ("first", "second", "last"):
+        client.set(asked.lists(key)[1], "no list")
+    keys = ["first", "second", "a", "b", "a", "last"]
+    *faults, fitted, also, wait, fault = asked.batch(keys)
+    assert (fitted, also) == (0, 0)
+    assert 59_000_000 < wait <= MINUTE_US
+    for each in (*faults, fault):
+        assert isinstance(each, Unavailable)
+        assert "WRONGTYPE" in each.reason
+    # Of those, no other list was counted in either.
+    assert sorted(client.keys("*")) == sorted(
+        [*asked.lists("a"), *asked.lists("b"), *[asked.lists(key)[1] for key in keys[::5]],
+         asked.lists("second")[1]]
+    )  # fmt: skip
+    assert [asked.read(key, 1).__len__() for key in "ab"] == [1, 1]
+
+
+def test_a_batch_without_memory_counts_nothing_and_says_so(client: Any) -> None:
+    asked = Asked(client, Quota(1, per=60))
+    assert asked.take(key="full") == 0
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(Exception, match="maxmemory"):
+            asked.batch(["full", "a", "b"])
+        [wait] = asked.batch(["full"])
+        assert wait > 0
+    finally:
+        client.config_set("maxmemory", 0)
+    assert client.keys("*") == asked.lists("full")
 
 
 def test_a_batch_of_the_longest_window(client: Any) -> None:

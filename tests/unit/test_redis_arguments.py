@@ -8,6 +8,7 @@ import pytest
 
 from nanolimit import Quota
 from nanolimit.redis import lua, script
+from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.script import Arguments
 
 CLOCK = 1_700_000_000_000_000
@@ -86,6 +87,11 @@ def test_replies_are_read() -> None:
     assert script.wait_us(7) == 7
     assert script.waits_us(b"0 17 0") == script.waits_us("0 17 0") == [0, 17, 0]
     assert script.waits_us(b"") == []
+    for reply in (b"0 -1 17 !WRONGTYPE Operation", "0 -1 17 !WRONGTYPE Operation"):
+        fitted, fault, wait = script.waits_us(reply)
+        assert (fitted, wait) == (0, 17)
+        assert isinstance(fault, Unavailable)
+        assert (fault.reason, fault.outcome_unknown) == ("WRONGTYPE Operation", False)
     assert script.some([3, 17]) == (3, 17)
     assert script.grant([3, 17, CLOCK]) == script.Grant(units=3, wait_us=17, stamp=CLOCK)
 

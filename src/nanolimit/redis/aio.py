@@ -57,9 +57,10 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
     `redis.asyncio.RedisCluster`, or their valkey-py twins.
 
     What its tasks ask within one turn of the loop goes out as one write to each server; and of
-    what they `allow` or `acquire` for the same key, at a cost of 1, all behind the first go as one
-    call. What they are told is the same. Where such a call fails, `RedisStats` counts a failure for
-    each of its requests. `coalesce=False` makes a call of each.
+    what they `allow` or `acquire` at a cost of 1, all behind the first go as one call for different
+    keys (not to a Cluster), and one for each key that is asked for again. What they are told is the
+    same. Where such a call fails, `RedisStats` counts a failure for each of its requests.
+    `coalesce=False` makes a call of each.
 
     It belongs to the event loop that first uses it, until that is closed. A task that is cancelled
     while the store is asked may have been counted: nothing is sent again, and nothing is taken
@@ -255,7 +256,8 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         loop = asyncio.get_running_loop()
         if loop is not self._watcher:
             self._watcher = loop
-            self._loans.rest()  # the timer of a loop that is closed does not ring
+            self._timer = None  # that of a loop that is closed does not ring
+            self._watch(self._loans)
         task = self._start(self._sender.run(*order.request))
         try:
             await asyncio.wait((task,))
@@ -275,6 +277,9 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
             self._lend(order, script.grant(task.result()), 0)
 
     def _watch(self, loans: Loans) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         next_s = loans.next_s()
         if next_s is not None:
             loop = asyncio.get_running_loop()

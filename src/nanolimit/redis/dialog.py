@@ -496,6 +496,9 @@ class Dialog(Limiting):
                     flat = [name for i in part for name in names[i]]
                     reply = yield from self._asking((script.BATCH, flat, args), sent_s)
                     waits_us = script.waits_us(reply)
+                    if any(isinstance(wait_us, Unavailable) for wait_us in waits_us):
+                        # Something is wrong with a key, and nothing with the store.
+                        self._counters.count_failure(unknown=False)
             except Unavailable as fault:
                 if not clustered and fault.reason.startswith("CROSSSLOT"):
                     clustered = True  # what a URL names turns out to be one; nothing ran

@@ -13,7 +13,7 @@ from nanolimit import supervisor, telemetry
 from nanolimit.clock import NS_PER_SECOND
 from nanolimit.line import checked_timeout
 from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
-from nanolimit.redis.lease import clock_s
+from nanolimit.redis.lease import LEAST_TTL_S, clock_s
 from nanolimit.redis.limit import Limited
 from nanolimit.redis.slot import Slot
 from nanolimit.redis.wire import Wire
@@ -366,6 +366,8 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
     # What is lent is watched by a thread, as long as there is something.
 
     def _watch(self, loans: Loans) -> None:
+        if not loans.watch():
+            return
         try:
             self._keeper = supervisor.start(f"leases-{self._name}", self._keep, loans.after_fork)
         except RuntimeError:  # no room for a thread: the next loan tries it again
@@ -379,7 +381,9 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
             next_s = loans.next_s()
             if next_s is None:
                 return
-            if not stopping.wait(max(next_s - clock_s(), 0.0)):
+            # One that comes meanwhile may end sooner.
+            pause_s = min(next_s - clock_s(), max(loans.ttl_s / 8, LEAST_TTL_S))
+            if not stopping.wait(max(pause_s, 0.0)):
                 self._hold(self._returning(loans.over(clock_s())))
         # The limiter is closed, or the interpreter ends.
         self._hold(self._returning(loans.everything()))

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nanolimit import _core
 from nanolimit.clock import shown
 from nanolimit.redis import lua
+from nanolimit.redis.fault import Unavailable, fault_of_reply
 from nanolimit.redis.name import window_us
 from nanolimit.redis.resp import Packed
 
@@ -209,9 +210,14 @@ def wait_us(reply: int) -> int:
     return int(reply)
 
 
-def waits_us(reply: bytes | str) -> list[int]:
-    """Read BATCH: for each key what TAKE would have said, at most 10**14 - 1."""
-    return list(map(int, reply.split()))
+def waits_us(reply: bytes | str) -> list[int | Unavailable]:
+    """Read BATCH: for each key what TAKE would have said, at most 10**14 - 1; or what is wrong."""
+    text = reply if isinstance(reply, str) else reply.decode("utf-8", "replace")
+    text, is_wrong, why = text.partition(" !")
+    waits = list(map(int, text.split()))
+    if not is_wrong:
+        return waits  # type: ignore[return-value]
+    return [fault_of_reply(why) if wait < 0 else wait for wait in waits]
 
 
 def some(reply: Sequence[int]) -> Some:
