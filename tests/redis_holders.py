@@ -111,7 +111,7 @@ def _ahead() -> tuple[int, int]:
 def journal(wire: Any) -> None:
     """Have a wire's scripts write down in the server what they did."""
     run, run_many = wire.run, wire.run_many
-    wire.run = lambda what, keys, args=(): run(redis_journal.journaled(what), keys, args)
+    wire.run = lambda what, *more: run(redis_journal.journaled(what), *more)
     wire.run_many = lambda calls: run_many(
         [(redis_journal.journaled(what), keys, args) for what, keys, args in calls]
     )
