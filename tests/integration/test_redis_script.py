@@ -358,6 +358,19 @@ def test_what_is_wrong_with_one_key_of_a_batch_leaves_the_others_alone(client: A
     assert [asked.read(key, 1).__len__() for key in "ab"] == [1, 1]
 
 
+def test_no_key_of_a_batch_counts_in_vain(client: Any) -> None:
+    asked = Asked(client, Quota(1, per=60))
+    client.rpush(asked.lists("bad")[0], "no number")
+    fitted, fault, wait = asked.batch(["a", "bad", "a"])
+    assert fitted == 0
+    assert isinstance(fault, Unavailable)
+    assert wait > 0
+    # Nothing is counted behind an error that ends it, either.
+    with pytest.raises(redis.exceptions.ResponseError):
+        asked.batch(["bad", "b"])
+    assert asked.read("b") == []
+
+
 def test_a_batch_without_memory_counts_nothing_and_says_so(client: Any) -> None:
     asked = Asked(client, Quota(1, per=60))
     assert asked.take(key="full") == 0

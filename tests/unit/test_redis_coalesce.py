@@ -622,10 +622,12 @@ def test_what_is_wrong_with_one_key_of_a_batch_is_told_to_him_who_asked_for_it()
         asker.wire.store.ask = lambda what, keys, words: (  # type: ignore[method-assign]
             b"0 -1 17 !WRONGTYPE Operation against" if what is script.BATCH else 0
         )
-        ends = await asyncio.gather(*map(asker.take, "abcd"), return_exceptions=True)
-        assert [*ends[:2], ends[3]] == [0, 0, 17]
-        assert isinstance(ends[2], Unavailable)
-        assert ends[2].reason == "WRONGTYPE Operation against"
+        tasks = tasks_of(map(asker.take, "abcd"))
+        await asyncio.wait(tasks)
+        assert [tasks[at].result() for at in (0, 1, 3)] == [0, 0, 17]
+        fault = tasks[2].exception()
+        assert isinstance(fault, Unavailable)
+        assert fault.reason == "WRONGTYPE Operation against"
 
     asyncio.run(run())
 

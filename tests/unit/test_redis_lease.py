@@ -1071,6 +1071,22 @@ def test_a_thread_gives_back_what_nobody_uses(monkeypatch: pytest.MonkeyPatch) -
     assert counted(store) == 8
 
 
+def test_a_loan_that_ends_sooner_than_the_next_one_is_given_back_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Store()
+    monkeypatch.setattr(limiter_module, "Wire", StoreWire)
+    returned = threading.Event()
+    store.on_call = lambda: returned.set() if store.calls[-1] == "return" else None
+    with RedisRateLimiter("1000/minute", store, lease=Lease(ttl=7)) as limiter:
+        hot(limiter, "slow")
+        while store.calls.count("grant") < 3:  # of which the last is for a moment only
+            limiter.allow("quick")
+        began_s = time.monotonic()
+        assert returned.wait(30)
+        assert time.monotonic() - began_s < 5
+
+
 def test_there_is_no_thread_without_a_loan(store: Store) -> None:
     before = threading.active_count()
     with RedisRateLimiter("100/minute", store, lease=Lease()) as limiter:
