@@ -19,11 +19,11 @@ import pytest
 
 import redis_journal
 from nanolimit import Decision, Quota
-from nanolimit.redis import lua, script
+from nanolimit.redis import RedisRateLimiter, StoreUnavailableError, lua, script
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.name import Names
 from nanolimit.redis.script import Arguments, Script
-from redis_server import RedisServer, on_both
+from redis_server import RedisServer, free_port, on_both
 from waiters import until
 
 redis = pytest.importorskip("redis")
@@ -383,6 +383,30 @@ def test_a_batch_without_memory_counts_nothing_and_says_so(client: Any) -> None:
     finally:
         client.config_set("maxmemory", 0)
     assert client.keys("*") == asked.lists("full")
+
+
+@pytest.mark.parametrize("code", ["OOM", "NOREPLICAS", "READONLY"])
+def test_what_a_server_says_of_itself_is_understood_in_a_batch_too(
+    server: RedisServer, client: Any, code: str
+) -> None:
+    with RedisRateLimiter("1/minute", server.url, timeout=20, on_error="raise") as limiter:
+        assert limiter.allow("full")
+        if code == "OOM":
+            server.config_set("maxmemory", 1)
+        elif code == "NOREPLICAS":
+            server.config_set("min-replicas-to-write", 1)
+        else:
+            server.ask("REPLICAOF", "127.0.0.1", free_port())
+        try:
+            for keys in (["a"], ["full", "a", "b"]):
+                with pytest.raises(StoreUnavailableError, match=rf": {code} ") as caught:
+                    limiter.allow_many(keys)
+                assert not caught.value.outcome_unknown
+        finally:
+            server.ask("REPLICAOF", "NO", "ONE")
+            server.config_set("maxmemory", 0)
+            server.config_set("min-replicas-to-write", 0)
+        assert limiter.allow_many(["a", "b"]) == [True, True]
 
 
 def test_a_batch_of_the_longest_window(client: Any) -> None:

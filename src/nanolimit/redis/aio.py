@@ -273,8 +273,13 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         assert self._loans is not None
         if task.cancelled() or task.exception() is not None:
             self._loans.failed(order)
+            return
+        try:
+            grant = script.understood(script.grant, task.result())
+        except Unavailable:
+            self._loans.failed(order)
         else:
-            self._lend(order, script.grant(task.result()), 0)
+            self._lend(order, grant, 0)
 
     def _watch(self, loans: Loans) -> None:
         if self._timer is not None:

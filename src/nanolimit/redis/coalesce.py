@@ -256,7 +256,10 @@ class Coalescer:
         singly: list[_Call | _Batch] = []
         for call, reply in zip(calls, replies, strict=True):
             if not isinstance(reply, Unavailable):
-                call.answer(reply)
+                try:
+                    script.understood(call.answer, reply)
+                except Unavailable as fault:
+                    call.lose(_Lost(fault))
             elif type(call) is _Batch and reply.reason.startswith("CROSSSLOT"):
                 # It is a cluster. Nothing ran; once, and this takes a call's time anew.
                 self._one_node = False
@@ -421,7 +424,7 @@ class _Batch(Sequence[bytes]):
 
     def answer(self, reply: Reply) -> None:
         """Hand to each who waits what `TAKE` would have said."""
-        waits = script.waits_us(reply)  # type: ignore[arg-type]
+        waits = script.waits_us(reply, len(self._counted))  # type: ignore[arg-type]
         for (_, waiter), wait in zip(self._counted, waits, strict=True):
             _settle(waiter, _Lost(wait) if isinstance(wait, Unavailable) else wait)
 

@@ -84,7 +84,8 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
             this machine count together while ``on_error="local"`` decides, and beside which
             stands what one of them was denied, for `deny_cache` of all (``api.denials`` beside
             ``api``, 4 MiB). Both are made with the limiter. Its name is for this limiter and its
-            store alone. When left out, each process counts and remembers for itself.
+            store alone: the table of a `RateLimiter` would take over this one's share as its limit.
+            When left out, each process counts and remembers for itself.
         lease: How much of a hot key's limit may be taken at once, and served without asking: a
             `Lease`. None: nothing is. Of a limit below 20 nothing is, either.
 

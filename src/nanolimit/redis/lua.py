@@ -187,7 +187,8 @@ return take(1, #KEYS, tonumber(ARGV[1]))
 # Waits in a text with spaces between them: clients read that faster than so many integers.
 # What is wrong with one key, such as a value of another type, leaves the others alone: its wait is
 # -1, and the error stands at the end. What is wrong with the server, it says at the first write,
-# and the script ends with that; nothing was counted then.
+# and that is the reply, with its code in front (were it raised anew, that would be "ERR"); nothing
+# was counted then.
 BATCH = f"""
 {_CLOCK}
 {_COUNT}
@@ -198,7 +199,10 @@ for first = 1, #KEYS, quotas do
   local done, wait = pcall(take, first, quotas, units)
   if not done then
     local text = type(wait) == 'table' and wait.err or wait
-    if not counted and not string.find(text, 'WRONGTYPE', 1, true) then error(wait, 0) end
+    if not counted and not string.find(text, 'WRONGTYPE', 1, true) then
+      if string.find(text, '^%u+ ') then return redis.error_reply(text .. ' (in user_script)') end
+      error(wait, 0)
+    end
     wait, why = -1, ' !' .. text
   elseif wait == 0 then
     counted = true
