@@ -101,8 +101,10 @@ def half(passings):
         assert other.do(f"half({passings})") == -signal.SIGKILL
         assert other.do("denied.left_s(places[0], 1) > 0.8")
         assert other.do("denied.decision(places[0], 1, quotas)") is None
+        # Who comes next finds out that it is dead, and ends what itself had begun.
+        assert other.do("put(places[0], 10**9, answer)")
+        assert other.do("denied.decision(places[0], 1, quotas)") is not None
     assert other.do("half(5)") == 0
-    assert other.do("denied.decision(places[0], 1, quotas)") is not None
 
 
 def test_nobody_waits_for_a_stopped_one(puppet: Make, table: str) -> None:
