@@ -380,7 +380,8 @@ class Loans:
         """Take what the store has lent, of which `taken` are used already.
 
         Returns:
-            Whether its end is the next one: who watches has to know.
+            Whether somebody has to watch from now on, or to know that the next end is that of this
+            one.
         """
         place = order.place
         with self._lock:
@@ -393,12 +394,11 @@ class Loans:
             heat = self._watched.get(place) or self._older.get(place)
             if heat is not None:
                 heat.loan = loan
-            if not loan.tokens:
+            if self._closed or not loan.tokens:
                 return False
-            if not self._closed:
-                self._kept[place] = loan
+            self._kept[place] = loan
             heappush(self._ending, loan)
-            return self._ending[0] is loan and not self._closed
+            return self._ending[0] is loan or not self._watching
 
     def failed(self, order: Order) -> None:
         """An order came to nothing, or nobody knows to what.
