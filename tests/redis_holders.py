@@ -8,11 +8,12 @@ which is the server's as well.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import redis_journal
@@ -111,7 +112,7 @@ def _ahead() -> tuple[int, int]:
 def journal(wire: Any) -> None:
     """Have a wire's scripts write down in the server what they did."""
     run, run_many = wire.run, wire.run_many
-    wire.run = lambda what, keys, args=(): run(redis_journal.journaled(what), keys, args)
+    wire.run = lambda what, *more: run(redis_journal.journaled(what), *more)
     wire.run_many = lambda calls: run_many(
         [(redis_journal.journaled(what), keys, args) for what, keys, args in calls]
     )
@@ -247,8 +248,13 @@ class Proof:
     seen: Counter[str]
     """How often the server was asked what."""
 
-    def __init__(self, entries: Iterable[bytes], uses: Iterable[Use]) -> None:
+    def __init__(self, entries: Sequence[bytes], uses: Sequence[Use]) -> None:
         model, self.faults = redis_journal.replay(entries)
+        for key, (window, limit) in model.bounds.items():
+            if key.startswith(f"nl:{{s:{KEY}}}"):
+                most = redis_journal.most_in_a_window(instants_of(key, entries, uses), window)
+                if most > limit:
+                    self._find(f"too many were told yes: {most} in {window} us, limit {limit}")
         self.fullest = {}
         self.seen = model.seen
         used_at: dict[int, list[int | None]] = {}
@@ -260,14 +266,14 @@ class Proof:
         for (name, life, end), lease in model.leases.items():
             if not name.startswith(f"nl:{{s:{KEY}}}"):
                 continue
-            at = [lease.start if each is None else each for each in used_at.get(end, ())]
+            # A thread that had read the time before that, and has not gone on until now, used it
+            # when it was there.
+            at = [max(lease.start, each or 0) for each in used_at.get(end, ())]
             rest = lease.units - len(at)
             if rest < 0:
                 self._find(f"handed out twice: {len(at)} of {lease.units}, lent until {end}")
             late = [each - end for each in at if each > end]
-            early = [lease.start - each for each in at if each < lease.start]
             self._find(*[f"used {us} us after the end" for us in late])
-            self._find(*[f"used {us} us before it was lent" for us in early])
             times.setdefault((name, life), []).extend([*at, *[lease.start] * rest])
         for (name, _), instants in times.items():
             window, limit = model.bounds[name]
@@ -278,3 +284,33 @@ class Proof:
 
     def _find(self, *faults: str) -> None:
         self.faults.extend(faults)
+
+
+def instants_of(key: str, entries: Iterable[bytes], uses: Iterable[Use]) -> list[int]:
+    """When each unit of a key was counted by the server, or used of a lease: without any model."""
+    instants: list[int] = []
+    granted_us: dict[int, int] = {}
+    for entry in entries:
+        name, time_, keys, args, said = json.loads(entry)
+        if key not in keys:
+            continue
+        clock_us = int(time_[0]) * 1_000_000 + int(time_[1])
+        units = 0
+        if name in ("take", "take_one"):
+            units = int(args[0]) * (int(said[0]) == 0)
+        elif name == "take_some":
+            units = int(said[0])
+        elif name == "tell":
+            units = int(args[0]) * (not any(map(int, said[4::4])))
+        elif name == "batch":
+            told = said[0].split()
+            asked = keys[keys.index(key) % (len(keys) // len(told)) :: len(keys) // len(told)]
+            units = int(args[0]) * sum(
+                each == key and wait == "0" for each, wait in zip(asked, told, strict=True)
+            )
+        elif name == "grant" and int(said[0]):
+            granted_us[int(said[2])] = clock_us
+        instants += [clock_us] * units
+    for use in uses:
+        instants.append(max(use.at_us or 0, granted_us[use.stamp]))
+    return instants

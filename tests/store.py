@@ -20,6 +20,7 @@ class Store:
         self.now_s = 1_000.0  # the process's monotonic clock; the server's goes along with it
         self.logs: dict[bytes, list[int]] = {}
         self.calls: list[str] = []
+        self.timeouts_s: list[float | None] = []  # of single calls; None: as usual
         self.faults: list[Unavailable] = []  # of the next calls, one each
         self.down: Unavailable | None = None  # of all calls
         self.counts_before_fault = False
@@ -133,7 +134,14 @@ class StoreWire:
     def clustered(self) -> bool:
         return self.store.clustered
 
-    def run(self, what: Any, keys: Sequence[bytes], args: Sequence[Any] = ()) -> Any:
+    def run(
+        self,
+        what: Any,
+        keys: Sequence[bytes],
+        args: Sequence[Any] = (),
+        timeout_s: float | None = None,
+    ) -> Any:
+        self.store.timeouts_s.append(timeout_s)
         return self.store.ask(what, keys, args)
 
     def run_many(self, calls: Iterable[Any]) -> list[Any]:
@@ -159,8 +167,14 @@ class AsyncStoreWire:
     def clustered(self) -> bool:
         return self._wire.clustered
 
-    async def run(self, what: Any, keys: Sequence[bytes], args: Sequence[Any] = ()) -> Any:
-        return self._wire.run(what, keys, args)
+    async def run(
+        self,
+        what: Any,
+        keys: Sequence[bytes],
+        args: Sequence[Any] = (),
+        timeout_s: float | None = None,
+    ) -> Any:
+        return self._wire.run(what, keys, args, timeout_s)
 
     async def run_many(self, calls: Iterable[Any]) -> list[Any]:
         return self._wire.run_many(calls)

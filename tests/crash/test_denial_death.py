@@ -53,8 +53,10 @@ def one_dies(point):
 def goes_on():
     fresh = denied.now_ns().to_bytes(16, 'little')
     def one(place):
-        kept, seen = put(place), denied.left_s(place, 1) > 0
-        return kept, seen, denied.forget(place, 1000), denied.left_s(place, 1)
+        known = answer if place != fresh else None
+        kept, seen = put(place, 10**9, known), denied.left_s(place, 1) > 0
+        told = known is None or denied.decision(place, 1, quotas) is not None
+        return kept, seen, told, denied.forget(place, 1000), denied.left_s(place, 1)
     return set(map(one, [*places, fresh]))
 """
 
@@ -70,11 +72,37 @@ def test_killed_at_every_point(puppet: Make, table: str) -> None:
             died.append(point)
         # All can be kept, seen and forgotten at once, whatever the dead had in hand.
         said, seconds = other.timed("goes_on()")
-        assert said == {(True, True, True, 0.0)}, point
+        assert said == {(True, True, True, True, 0.0)}, point
         assert seconds < SOON_S
     assert {"registered", "slot_owned", "segment_locked", "insert_fingerprint"} <= set(died)
     assert len(died) > 8
     other.do("table._verify()")
+
+
+def test_half_an_answer_is_none(puppet: Make, table: str) -> None:
+    """It dies when it has said that it is denied and not yet how things are."""
+    other = puppet()
+    other.do(OPEN.format(path=table))
+    other.do("put(places[0], 8 * 10**8, answer)")
+    other.do(
+        """
+def half(passings):
+    pid = os.fork()
+    if not pid:
+        try:
+            _core._kill_at('slot_owned', passings)
+            put(places[0], 10**9, answer)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+    )
+    for passings in (2, 3, 4):
+        assert other.do(f"half({passings})") == -signal.SIGKILL
+        assert other.do("denied.left_s(places[0], 1) > 0.8")
+        assert other.do("denied.decision(places[0], 1, quotas)") is None
+    assert other.do("half(5)") == 0
+    assert other.do("denied.decision(places[0], 1, quotas)") is not None
 
 
 def test_nobody_waits_for_a_stopped_one(puppet: Make, table: str) -> None:

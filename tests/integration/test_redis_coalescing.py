@@ -65,7 +65,7 @@ class Writes(TcpProxy):
 
 
 @pytest.mark.parametrize(
-    ("coalesce", "keys", "commands"), [(True, 1, 2), (True, 64, 64), (True, 8, 16), (False, 1, 64)]
+    ("coalesce", "keys", "commands"), [(True, 1, 2), (True, 64, 2), (True, 8, 10), (False, 1, 64)]
 )
 def test_64_tasks_are_one_write(
     server: RedisServer, coalesce: bool, keys: int, commands: int
@@ -75,7 +75,8 @@ def test_64_tasks_are_one_write(
         async with AsyncRedisRateLimiter(
             "48/hour", url, timeout=10, coalesce=coalesce, deny_cache=False
         ) as limiter:
-            await asyncio.gather(*[limiter.allow("before") for _ in range(3)])  # the scripts
+            for each in ("aaa", "abc"):  # the scripts
+                await asyncio.gather(*map(limiter.allow, each))
             before = proxy.received, server.calls("evalsha"), server.calls("eval")
             answers = await asyncio.gather(*[limiter.allow(i % keys) for i in range(64)])
             assert sum(answers) == min(64, 48 * keys)
@@ -85,6 +86,37 @@ def test_64_tasks_are_one_write(
 
     with Writes(server.port) as proxy:
         asyncio.run(run(proxy.port))
+
+
+def test_a_key_of_another_kind_is_the_trouble_of_who_asks_for_it(server: RedisServer) -> None:
+    async def run() -> None:
+        async with AsyncRedisRateLimiter(
+            "2/hour", server.url, timeout=10, on_error="deny", deny_cache=False
+        ) as limiter:
+            for key in "bf":
+                server.ask("SET", f"nl:{{s:{key}}}:2/3600000000", "no list")
+            for turn in range(3):
+                answers = await asyncio.gather(*map(limiter.allow, "abcdef"))
+                assert answers == [turn < 2 and key not in "bf" for key in "abcdef"]
+            stats = limiter.stats()
+            assert (stats.failures, stats.degraded, stats.unknown) == (6, 6, 0)
+            assert limiter.degraded is None
+
+    asyncio.run(run())
+
+
+def test_a_url_of_a_cluster_counts_each_request_once() -> None:
+    async def run(cluster: RedisCluster) -> None:
+        async with AsyncRedisRateLimiter(
+            "9/hour", cluster.url, timeout=10, on_error="raise", deny_cache=False
+        ) as limiter:
+            for _ in range(3):
+                assert all(await asyncio.gather(*[limiter.allow(i) for i in range(40)]))
+            for i in range(40):
+                assert (await limiter.peek(i)).remaining == 6
+
+    with RedisCluster() as cluster:
+        asyncio.run(run(cluster))
 
 
 def test_a_cold_start_and_an_unknown_script(server: RedisServer) -> None:

@@ -425,7 +425,18 @@ def test_drf_tells_the_history(server: RedisServer) -> None:
     assert throttle.allow_request(request, None)
     assert throttle.decision is not None
     assert throttle.decision.remaining == 2
-    assert len(throttle.history) == 1
+    assert throttle.history == [pytest.approx(throttle.now, abs=1)]
+    assert throttle.cache.get(throttle.key) is None, "it is counted in Redis and nowhere else"
+
+
+def test_drf_tells_the_history_of_the_quota_that_binds(server: RedisServer) -> None:
+    class Throttle(drf.AnonRateThrottle):
+        limiter = blocking(server.url, "9/minute; 3/hour")
+
+    request = APIView().initialize_request(APIRequestFactory().get("/"))
+    throttle = Throttle()
+    assert throttle.allow_request(request, None)
+    assert throttle.history == [pytest.approx(throttle.now, abs=1)]
 
 
 def test_drf_without_a_store(nowhere: str) -> None:

@@ -19,10 +19,11 @@ import pytest
 
 import redis_journal
 from nanolimit import Decision, Quota
-from nanolimit.redis import lua, script
+from nanolimit.redis import RedisRateLimiter, StoreUnavailableError, lua, script
+from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.name import Names
 from nanolimit.redis.script import Arguments, Script
-from redis_server import RedisServer, on_both
+from redis_server import RedisServer, free_port, on_both
 from waiters import until
 
 redis = pytest.importorskip("redis")
@@ -87,7 +88,7 @@ class Asked:
             self.run(script.TAKE_SOME, self.names.of(key), self.arguments.some(number))
         )
 
-    def batch(self, keys: Sequence[Any], cost: int = 1) -> list[int]:
+    def batch(self, keys: Sequence[Any], cost: int = 1) -> list[Any]:
         names = [name for key in keys for name in self.names.of(key)]
         return script.waits_us(self.run(script.BATCH, names, self.arguments.of(cost)))
 
@@ -336,6 +337,76 @@ def test_a_batch_is_as_if_one_by_one(client: Any) -> None:
     assert asked.batch(["c"] * 4, cost=2)[0] == 0
     assert len(asked.read("c", nth=1)) == 2
     assert asked.batch([]) == []
+
+
+def test_what_is_wrong_with_one_key_of_a_batch_leaves_the_others_alone(client: Any) -> None:
+    asked = Asked(client, Quota(1, per=60), Quota(2, per=600))
+    for key in ("first", "second", "last"):
+        client.set(asked.lists(key)[1], "no list")
+    keys = ["first", "second", "a", "b", "a", "last"]
+    *faults, fitted, also, wait, fault = asked.batch(keys)
+    assert (fitted, also) == (0, 0)
+    assert 59_000_000 < wait <= MINUTE_US
+    for each in (*faults, fault):
+        assert isinstance(each, Unavailable)
+        assert "WRONGTYPE" in each.reason
+    # Of those, no other list was counted in either.
+    assert sorted(client.keys("*")) == sorted(
+        [*asked.lists("a"), *asked.lists("b"), *[asked.lists(key)[1] for key in keys[::5]],
+         asked.lists("second")[1]]
+    )  # fmt: skip
+    assert [asked.read(key, 1).__len__() for key in "ab"] == [1, 1]
+
+
+def test_no_key_of_a_batch_counts_in_vain(client: Any) -> None:
+    asked = Asked(client, Quota(1, per=60))
+    client.rpush(asked.lists("bad")[0], "no number")
+    fitted, fault, wait = asked.batch(["a", "bad", "a"])
+    assert fitted == 0
+    assert isinstance(fault, Unavailable)
+    assert wait > 0
+    # Nothing is counted behind an error that ends it, either.
+    with pytest.raises(redis.exceptions.ResponseError):
+        asked.batch(["bad", "b"])
+    assert asked.read("b") == []
+
+
+def test_a_batch_without_memory_counts_nothing_and_says_so(client: Any) -> None:
+    asked = Asked(client, Quota(1, per=60))
+    assert asked.take(key="full") == 0
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(Exception, match="maxmemory"):
+            asked.batch(["full", "a", "b"])
+        [wait] = asked.batch(["full"])
+        assert wait > 0
+    finally:
+        client.config_set("maxmemory", 0)
+    assert client.keys("*") == asked.lists("full")
+
+
+@pytest.mark.parametrize("code", ["OOM", "NOREPLICAS", "READONLY"])
+def test_what_a_server_says_of_itself_is_understood_in_a_batch_too(
+    server: RedisServer, client: Any, code: str
+) -> None:
+    with RedisRateLimiter("1/minute", server.url, timeout=20, on_error="raise") as limiter:
+        assert limiter.allow("full")
+        if code == "OOM":
+            server.config_set("maxmemory", 1)
+        elif code == "NOREPLICAS":
+            server.config_set("min-replicas-to-write", 1)
+        else:
+            server.ask("REPLICAOF", "127.0.0.1", free_port())
+        try:
+            for keys in (["a"], ["full", "a", "b"]):
+                with pytest.raises(StoreUnavailableError, match=rf": {code} ") as caught:
+                    limiter.allow_many(keys)
+                assert not caught.value.outcome_unknown
+        finally:
+            server.ask("REPLICAOF", "NO", "ONE")
+            server.config_set("maxmemory", 0)
+            server.config_set("min-replicas-to-write", 0)
+        assert limiter.allow_many(["a", "b"]) == [True, True]
 
 
 def test_a_batch_of_the_longest_window(client: Any) -> None:

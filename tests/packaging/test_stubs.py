@@ -21,11 +21,14 @@ from array import array
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import nanolimit
 from nanolimit import Decision, ManualClock, NanolimitError, Quota, RateLimiter, RateLimitExceeded
 from nanolimit import telemetry
+from nanolimit.integrations import asgi, wsgi
+from nanolimit.redis import AsyncRedisRateLimiter, Lease, RedisRateLimiter
 
 clock = ManualClock(start=0.0)
 limiter = RateLimiter(5, per=60, name="api", max_keys=1_000, on_full="deny", clock=clock)
@@ -157,6 +160,22 @@ telemetry.ConsoleReporter(period=1).stop()
 offender = limiter.top(3)[0]
 count: int = offender.denied + offender.error
 telemetry.detach("console")
+far = RedisRateLimiter("100/minute", "redis://localhost", lease=Lease(max_share=0.1))
+far_off = AsyncRedisRateLimiter("100/minute", "redis://localhost", on_error="deny")
+allowed_far: bool = far.allow("me")
+degraded: bool = far.check("me").degraded
+telemetry.attach("far", "denied", handler, limiter=far)
+
+
+def wrapped(blocking: Any, awaiting: Any) -> None:
+    wsgi.RateLimitMiddleware(blocking, far, wsgi.client_ip())
+    asgi.RateLimitMiddleware(awaiting, far_off, asgi.client_ip())
+
+
+async def ask_far() -> bool:
+    return await far_off.allow("me")
+
+
 easy: bool = nanolimit.allow("me")
 nanolimit.configure("5/minute")
 version: str = nanolimit.__version__
@@ -169,6 +188,8 @@ except NanolimitError:
 # Each of these lines is a mistake that a type checker must find.
 BAD = """
 from nanolimit import Quota, RateLimiter, telemetry
+from nanolimit.integrations import asgi
+from nanolimit.redis import RedisRateLimiter
 limiter = RateLimiter(5, per=60)
 limiter.allow(None)
 limiter.allow(1.5)
@@ -196,8 +217,12 @@ limiter.limit(lambda number: number + 1)("3", 4)
 telemetry.attach("me", "denied", print, sample="x")
 telemetry.attach("me", "denied", print, limiter=5)
 limiter.top("3")
+RedisRateLimiter("1/s", "redis://localhost", on_error="hope")
+RedisRateLimiter("1/s", "redis://localhost", lease=0.25)
+far = RedisRateLimiter("1/s", "redis://localhost")
+asgi.RateLimitMiddleware(lambda *about: print(), far, asgi.client_ip())
 """
-BAD_LINES = set(range(4, 30))
+BAD_LINES = {*range(6, 34), 35}
 
 
 @pytest.fixture

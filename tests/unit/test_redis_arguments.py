@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
+import time
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from nanolimit import Quota
 from nanolimit.redis import lua, resp, script
+from nanolimit.redis.cluster import Address, redirect
 from nanolimit.redis.denials import Denials
-from nanolimit.redis.script import Arguments
+from nanolimit.redis.fault import Unavailable
+from nanolimit.redis.line import Line
+from nanolimit.redis.script import Arguments, understood, waits_us
 
 CLOCK = 1_700_000_000_000_000
 
@@ -110,6 +117,11 @@ def test_replies_are_read() -> None:
     assert script.wait_us(7) == 7
     assert script.waits_us(b"0 17 0") == script.waits_us("0 17 0") == [0, 17, 0]
     assert script.waits_us(b"") == []
+    for reply in (b"0 -1 17 !WRONGTYPE Operation", "0 -1 17 !WRONGTYPE Operation"):
+        fitted, fault, wait = script.waits_us(reply)
+        assert (fitted, wait) == (0, 17)
+        assert isinstance(fault, Unavailable)
+        assert (fault.reason, fault.outcome_unknown) == ("WRONGTYPE Operation", False)
     assert script.some([3, 17]) == (3, 17)
     assert script.grant([3, 17, CLOCK]) == script.Grant(units=3, wait_us=17, stamp=CLOCK)
 
@@ -121,3 +133,31 @@ def test_scripts_differ_and_are_known_by_what_they_say() -> None:
         assert each.source.isascii()
         assert each.sha == hashlib.sha1(each.source.encode()).hexdigest()
         assert "{" + "_" not in each.source, "a piece was not put in"
+
+
+def test_a_batch_of_another_number_of_keys_is_not_understood() -> None:
+    assert understood(partial(waits_us, number=2), b"0 5") == [0, 5]
+    for reply in (b"0", b"0 5 0", b"", b"0 5 x"):
+        with pytest.raises(Unavailable, match="not understood") as caught:
+            understood(partial(waits_us, number=2), reply)
+        assert caught.value.outcome_unknown
+
+
+@pytest.mark.parametrize("where", ["16384 a:1", "-1 a:1", "5 a", "5", "x a:1", "5 a:1 b"])
+def test_a_redirection_to_nowhere(where: str) -> None:
+    asked = Address("a", 1)
+    assert redirect("MOVED 16383 :7", asked) == (16_383, Address("a", 7))
+    with pytest.raises(ValueError):  # noqa: PT011
+        redirect(f"MOVED {where}", asked)
+
+
+@pytest.mark.parametrize("said", [b":x\r\n", b":\r\n", b"?5\r\n"])
+def test_a_number_that_is_none_ends_the_line(said: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    line = Line(SimpleNamespace(_sock=ours), "there", 0)
+    with theirs:
+        theirs.sendall(said)
+        with pytest.raises(Unavailable, match="there: ") as caught:
+            line.read(time.monotonic() + 30)
+    line.close()
+    assert caught.value.outcome_unknown

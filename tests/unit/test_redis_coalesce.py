@@ -27,13 +27,15 @@ class Writes:
 
     def __init__(self, store: Store | None = None) -> None:
         self.store = store or Store()
-        self.writes: list[list[tuple[str, bytes, int]]] = []  # name, first list, units
+        # name, first list, units; of a batch, how many lists
+        self.writes: list[list[tuple[str, bytes, int]]] = []
         self.connected = asyncio.Event()
         self.connected.set()
         self.replies = asyncio.Event()
         self.replies.set()
         self.fault: BaseException | None = None
         self.faults_by_key: dict[bytes, Unavailable] = {}
+        self.once: list[Unavailable] = []
         self.clustered = False
         self.timeout_s = 1.0
         self._out: list[tuple[Any, Any, list[int], asyncio.Future[Any]]] = []
@@ -44,16 +46,25 @@ class Writes:
             loop.call_soon(self._write)
         words = [int(arg) for arg in args]
         assert len(words) == len(args)
+        count = len(keys)
+        names = [*keys]
+        assert len(names) == count
         reply = loop.create_future()
-        self._out.append((what, keys, words, reply))
+        self._out.append((what, names, words, reply))
         return reply
 
     def _write(self) -> None:
         out, self._out = self._out, []
-        self.writes.append([(what.name, keys[0], words[0]) for what, keys, words, _ in out])
+        self.writes.append([
+            (what.name, keys[0] if keys else b"}", len(keys) if what is script.BATCH else words[0])
+            for what, keys, words, _ in out
+        ])  # fmt: skip
         for what, keys, words, reply in out:
-            fault = self.faults_by_key.get(keys[0])
-            answer = fault if fault is not None else self.store.ask(what, keys, words)
+            answer: Any = self.faults_by_key.get(keys[0]) if keys else b""
+            if answer is not None and answer in self.once:
+                del self.faults_by_key[keys[0]]
+            if answer is None:
+                answer = self.store.ask(what, keys, words)
             if not reply.done():
                 reply.set_result(answer)
 
@@ -175,11 +186,63 @@ def test_two_are_no_take_some() -> None:
     asyncio.run(run())
 
 
-def test_other_keys_are_one_write() -> None:
+def test_other_keys_are_one_more_call_in_the_same_write() -> None:
     async def run() -> None:
         asker = Asker()
+        for turn in range(6):
+            waits = await asyncio.gather(*[asker.take(str(number)) for number in range(64)])
+            assert waits == [0 if turn < 5 else 1_000_000] * 64
+        assert asker.written() == [["take_one 0 1", "batch 1 63"]] * 6
+
+    asyncio.run(run())
+
+
+def test_one_other_key_is_no_batch() -> None:
+    async def run() -> None:
+        asker = Asker()
+        assert await asyncio.gather(asker.take("a"), asker.take("b")) == [0, 0]
+        assert asker.written() == [["take_one a 1", "take_one b 1"]]
+
+    asyncio.run(run())
+
+
+def test_each_key_of_a_batch_is_told_its_own() -> None:
+    async def run() -> None:
+        asker = Asker((Quota(3, per=1.0), Quota(4, per=60.0)))
+        await asyncio.gather(*[asker.take("b") for _ in range(3)])
+        asker.wire.store.now_s += 1
+        keys = ("a", "b", "c", "b", "c", "d")
+        assert await asyncio.gather(*map(asker.take, keys)) == [0, 0, 0, 59_000_000, 0, 0]
+        # Six lists of three keys; and those that came again stand behind it.
+        assert asker.written()[-1] == ["take a 1", "batch b 6", "take b 1", "take c 1"]
+
+    asyncio.run(run())
+
+
+def test_nodes_of_a_cluster_get_a_call_for_each_key() -> None:
+    async def run() -> None:
+        asker = Asker()
+        asker.wire.clustered = True
         await asyncio.gather(*[asker.take(str(number)) for number in range(64)])
         assert asker.written() == [[f"take_one {number} 1" for number in range(64)]]
+
+    asyncio.run(run())
+
+
+def test_a_url_that_names_a_cluster() -> None:
+    async def run() -> None:
+        asker = Asker()
+        fault = Unavailable("CROSSSLOT Keys in request don't hash to the same slot")
+        asker.wire.faults_by_key[NAMES.of("b")[0]] = fault
+        asker.wire.once.append(fault)
+        calls = [asker.take(key) for key in "abcd"]
+        assert await asyncio.wait_for(asyncio.gather(*calls), 20) == [0] * 4
+        singly = [f"take_one {key} 1" for key in "abcd"]
+        assert asker.written() == [["take_one a 1", "batch b 3"], singly[1:]]
+        # It is known from then on.
+        await asyncio.gather(*[asker.take(key) for key in "abcd"])
+        assert asker.written()[2:] == [singly]
+        assert {len(log) for log in asker.wire.store.logs.values()} == {2}
 
     asyncio.run(run())
 
@@ -211,7 +274,7 @@ def test_a_merge_never_passes_another_call_for_the_key() -> None:
         assert asker.written() == [
             [
                 "take_one k 1", "take_one k 1", "take_one k 3", "take_some k 2", "reset k 0",
-                "take_some k 2", "batch j 1", "take_one k 1", "take_one j 1",
+                "take_some k 2", "batch j 2", "take_one k 1", "take_one j 1",
             ]
         ]  # fmt: skip
         assert answers == [0, 0, 0, 1_000_000, 1_000_000, 1, 0, 0, b"0 0", 0, 0]
@@ -260,8 +323,50 @@ def test_a_huge_turn_is_several_writes_in_order() -> None:
         asker = Asker(most_calls=10)
         waits = await asyncio.gather(*[asker.take(str(number)) for number in range(35)])
         assert waits == [0] * 35
+        # Calls and the keys of a batch are ten in a write at most.
+        assert asker.written() == [
+            ["take_one 0 1"], ["batch 1 10"], ["batch 11 10"], ["batch 21 10"], ["batch 31 4"],
+        ]  # fmt: skip
+
+    async def clustered() -> None:
+        asker = Asker(most_calls=10)
+        asker.wire.clustered = True
+        assert await asyncio.gather(*[asker.take(str(number)) for number in range(35)]) == [0] * 35
         expected = [f"take_one {number} 1" for number in range(35)]
         assert asker.written() == [expected[at : at + 10] for at in range(0, 35, 10)]
+
+    async def as_it_comes() -> None:
+        asker = Asker()
+        assert (
+            await asyncio.gather(*[asker.take(str(number)) for number in range(600)]) == [0] * 600
+        )
+        assert asker.written() == [
+            ["take_one 0 1", "batch 1 256"],
+            ["batch 257 256", "batch 513 87"],
+        ]
+
+    asyncio.run(run())
+    asyncio.run(clustered())
+    asyncio.run(as_it_comes())
+
+
+def test_who_comes_while_others_are_left_joins_them_or_stands_behind() -> None:
+    async def run() -> None:
+        asker = Asker(most_calls=4)
+        tasks = tasks_of(asker.take(str(number)) for number in range(10))
+        await turns(2)
+        assert len(asker.wire.writes) == 1
+        tasks += tasks_of(asker.take(key) for key in ("late", "9", "late", "5"))
+        await asyncio.wait_for(asyncio.gather(*tasks), 20)
+        assert asker.written() == [
+            ["take_one 0 1"], ["batch 1 4"], ["batch 5 4"],
+            ["batch 9 2", "take_one 9 1", "take_one late 1"], ["take_one 5 1"],
+        ]  # fmt: skip
+        # And then it is as before.
+        await asker.take("z")
+        assert asker.written()[-1] == ["take_one z 1"]
+        assert not asker.coalescer._last
+        assert asker.coalescer._batch is None
 
     asyncio.run(run())
 
@@ -269,6 +374,7 @@ def test_a_huge_turn_is_several_writes_in_order() -> None:
 def test_who_comes_while_others_are_left_stands_behind_them() -> None:
     async def run() -> None:
         asker = Asker(most_calls=4)
+        asker.wire.clustered = True
         tasks = tasks_of(asker.take(str(number)) for number in range(10))
         await turns(2)
         assert len(asker.wire.writes) == 1
@@ -326,6 +432,65 @@ def test_a_cancelled_one_that_was_not_sent_is_not_counted() -> None:
 
     asyncio.run(run())
     asyncio.run(cancelled_in_the_same_turn())
+
+
+def test_who_has_left_a_batch_is_not_counted() -> None:
+    async def run(*leave: int) -> list[list[str]]:
+        asker = Asker()
+        tasks = tasks_of(asker.take(str(number)) for number in range(5))
+
+        async def cancel() -> None:
+            for at in leave:
+                tasks[at].cancel()
+
+        ends = await asyncio.gather(cancel(), *tasks, return_exceptions=True)
+        left = [at for at, end in enumerate(ends[1:]) if isinstance(end, asyncio.CancelledError)]
+        assert left == [*leave]
+        assert len(asker.wire.store.logs) == 5 - len(leave)
+        return asker.written()
+
+    assert asyncio.run(run(2, 4)) == [["take_one 0 1", "batch 1 2"]]
+    assert asyncio.run(run(1, 2, 4)) == [["take_one 0 1", "take_one 3 1"]]
+    assert asyncio.run(run(1, 2, 3, 4)) == [["take_one 0 1"]]
+
+
+def test_who_leaves_a_batch_while_it_connects_is_not_counted() -> None:
+    async def run(*leave: int) -> list[str]:
+        asker = Asker()
+        asker.wire.connected.clear()
+        tasks = tasks_of(asker.take(str(number)) for number in range(5))
+        await turns(4)
+        for at in leave:
+            tasks[at].cancel()
+        await turns(2)
+        asker.wire.connected.set()
+        ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+        assert [at for at, end in enumerate(ends) if end != 0] == [*leave]
+        assert len(asker.wire.store.logs) == 5 - len(leave)
+        return [call for write in asker.written() for call in write if "batch" in call]
+
+    assert asyncio.run(run(1, 3)) == ["batch 2 2"]
+    assert asyncio.run(run(1, 2, 4)) == ["batch 3 1"]
+    assert asyncio.run(run(1, 2, 3, 4)) == ["batch  0"]
+
+
+def test_who_leaves_a_batch_that_was_sent_has_counted_and_the_others_get_theirs() -> None:
+    async def run() -> None:
+        asker = Asker((Quota(1, per=1.0),))
+        await asker.take("3")
+        asker.wire.replies.clear()
+        tasks = tasks_of(asker.take(str(number)) for number in range(5))
+        while len(asker.wire.writes) < 2:
+            await turns(1)
+        tasks[2].cancel()
+        await turns(2)
+        asker.wire.replies.set()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(ends[2], asyncio.CancelledError)
+        assert [*ends[:2], *ends[3:]] == [0, 0, 1_000_000, 0]
+        assert len(asker.wire.store.logs) == 5
+
+    asyncio.run(run())
 
 
 def test_if_all_have_left_nothing_is_sent_for_them() -> None:
@@ -435,6 +600,34 @@ def test_each_gets_an_exception_of_its_own() -> None:
         assert len(set(map(id, faults))) == 3
         assert {(fault.reason, fault.outcome_unknown) for fault in faults} == {("OOM", True)}  # type: ignore[union-attr]
         assert ends[1::2] == [0, 0, 0]
+
+    asyncio.run(run())
+
+
+def test_each_of_a_batch_gets_an_exception_of_its_own() -> None:
+    async def run() -> None:
+        asker = Asker()
+        asker.wire.faults_by_key[NAMES.of("b")[0]] = Unavailable("OOM", outcome_unknown=True)
+        ends = await asyncio.gather(*map(asker.take, "abcd"), return_exceptions=True)
+        assert ends[0] == 0
+        assert len(set(map(id, ends[1:]))) == 3
+        assert {(fault.reason, fault.outcome_unknown) for fault in ends[1:]} == {("OOM", True)}  # type: ignore[union-attr]
+
+    asyncio.run(run())
+
+
+def test_what_is_wrong_with_one_key_of_a_batch_is_told_to_him_who_asked_for_it() -> None:
+    async def run() -> None:
+        asker = Asker()
+        asker.wire.store.ask = lambda what, keys, words: (  # type: ignore[method-assign]
+            b"0 -1 17 !WRONGTYPE Operation against" if what is script.BATCH else 0
+        )
+        tasks = tasks_of(map(asker.take, "abcd"))
+        await asyncio.wait(tasks)
+        assert [tasks[at].result() for at in (0, 1, 3)] == [0, 0, 17]
+        fault = tasks[2].exception()
+        assert isinstance(fault, Unavailable)
+        assert fault.reason == "WRONGTYPE Operation against"
 
     asyncio.run(run())
 

@@ -69,6 +69,7 @@ def test_it_lasts_until_what_was_sent_says_and_not_longer(folder: Path) -> None:
         until_ns = sent_ns + min(retry_ns, S)
         place = rng.randbytes(16)
         assert table.put(place, 1, sent_ns, retry_ns)
+        now_ns = table.now_ns()
         left_s = table.left_s(place, 1)
         after_ns = table.now_ns()
         assert left_s <= max(0, until_ns - now_ns) / 1e9

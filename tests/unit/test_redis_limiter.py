@@ -21,13 +21,19 @@ from typing import Any
 import pytest
 
 from nanolimit import LimiterClosedError, NanolimitError, Quota, RateLimiter, telemetry
-from nanolimit.redis import AsyncRedisRateLimiter, RedisRateLimiter, StoreUnavailableError
+from nanolimit.redis import (
+    AsyncRedisRateLimiter,
+    Lease,
+    RedisRateLimiter,
+    StoreUnavailableError,
+)
 from nanolimit.redis import aio as aio_module
 from nanolimit.redis import denials as denials_module
 from nanolimit.redis import dialog as dialog_module
 from nanolimit.redis import limiter as limiter_module
 from nanolimit.redis.denials import Denials
 from nanolimit.redis.fault import Unavailable
+from nanolimit.redis.lease import HOT
 from store import AsyncStoreWire, Store, StoreWire
 
 TIMED_OUT = Unavailable("no reply in time", outcome_unknown=True)
@@ -614,6 +620,25 @@ def test_a_task_whose_time_is_up_leaves_the_line(store: Store) -> None:
     asyncio.run(run())
 
 
+def test_another_loop_is_refused_and_changes_nothing(store: Store) -> None:
+    async def run() -> list[bool]:
+        limiter = AsyncRedisRateLimiter("2/second", store)
+        place = limiter._place("k")
+        assert await limiter._queue(place, None)
+        waiting = [asyncio.create_task(limiter.acquire("k")) for _ in range(2)]
+        await asyncio.sleep(0)
+
+        def elsewhere() -> None:
+            with pytest.raises(RuntimeError, match=r"another event loop.*one for each loop"):
+                asyncio.run(limiter.acquire("k", timeout=0))
+
+        await asyncio.to_thread(elsewhere)
+        limiter._step_out(place)
+        return await asyncio.wait_for(asyncio.gather(*waiting), 30)
+
+    assert asyncio.run(run()) == [True, True]
+
+
 def test_in_the_child_of_a_fork_nobody_waits(store: Store) -> None:
     limiter = RedisRateLimiter("1/second", store)
     gate = limiter._gate(limiter._place("k"))
@@ -628,6 +653,9 @@ def test_in_the_child_of_a_fork_nobody_waits(store: Store) -> None:
         assert not await twin.acquire("k", timeout=0)
         twin.after_fork()
         assert await twin.acquire("k", timeout=0)
+        # The parent's loop never closes there.
+        twin.after_fork()
+        assert await asyncio.to_thread(asyncio.run, twin.acquire("k", timeout=0))
 
     asyncio.run(run())
 
@@ -738,6 +766,20 @@ def test_allow_and_deny(make: Make, store: Store, heard: list[Any], allows: bool
     assert {each[0] for each in heard} == {word, "degraded"}
     assert limiter.stats().degraded == (9 if allows else 8)
     assert pickle.loads(pickle.dumps(decision)).degraded
+
+
+@pytest.mark.parametrize("on_error", ["local", "allow", "deny"])
+def test_cost_zero_is_allowed_without_the_store_too(
+    make: Make, store: Store, heard: list[Any], on_error: str
+) -> None:
+    limiter = make("3/second", on_error=on_error)
+    store.down = REFUSED
+    for decision in (limiter.check("k", 0), limiter.peek("k", 0)):
+        assert (decision.allowed, decision.degraded) == (True, True)
+        assert (decision.retry_after, decision.refill_after) == (0, 0)
+        assert decision.remaining == (0 if on_error == "deny" else 3)
+    assert limiter.allow("k", 0)
+    assert not [each for each in heard if each[0] != "degraded"]
 
 
 def test_raise(make: Make, store: Store) -> None:
@@ -865,6 +907,48 @@ def test_a_large_batch_of_a_cluster_does_not_go_on_after_a_fault(make: Make, sto
     assert 1 < asked < 1_000
     assert answers == [False] + [True] * (asked - 1) + [False] * (1_000 - asked)
     assert limiter.stats().degraded == 1_001 - asked
+
+
+STRANGE = [None, b"hi", b"hello", [], [1], [1] * 4, [None] * 5, [10**30] * 5, [[1]], {}, object()]
+
+
+@pytest.mark.parametrize("reply", STRANGE, ids=str)
+@pytest.mark.parametrize("clustered", [False, True])
+def test_who_answers_and_is_no_redis_is_a_store_that_is_away(
+    make: Make, store: Store, monkeypatch: pytest.MonkeyPatch, reply: Any, clustered: bool
+) -> None:
+    monkeypatch.setattr(store, "ask", lambda *args: reply)
+    store.clustered = clustered
+    limiter = make("100/minute", on_error="deny", lease=Lease())
+    verbs: list[tuple[Callable[[], Any], Any]] = [
+        (lambda: limiter.allow("k", 2), False),
+        (lambda: limiter.check("k").degraded, True),
+        (lambda: limiter.peek("k").degraded, True),
+        (lambda: limiter.acquire("k", timeout=0), False),
+        (lambda: limiter.allow_many(["a", "b"]), [False, False]),
+    ]
+    for verb, answer in verbs:
+        limiter._breaker._until = 0
+        assert verb() == answer
+    for _ in range(2 * HOT):  # a loan is asked for as well
+        limiter._breaker.succeeded(limiter._breaker.enter(store.now_s + 100))
+        assert limiter.allow("k") is False
+    assert limiter.reset("k") in (True, False)
+    assert limiter.stats().unknown == limiter.stats().failures > 5
+
+
+@pytest.mark.parametrize("reply", STRANGE, ids=str)
+def test_tasks_at_once_that_are_answered_strangely_do_not_wait_for_ever(
+    store: Store, monkeypatch: pytest.MonkeyPatch, reply: Any
+) -> None:
+    monkeypatch.setattr(store, "ask", lambda *args: reply)
+
+    async def run() -> None:
+        limiter = AsyncRedisRateLimiter("100/minute", store, on_error="deny")
+        tasks = [limiter.allow(key) for key in "aaabbcde"]
+        assert await asyncio.wait_for(asyncio.gather(*tasks), 30) == [False] * len(tasks)
+
+    asyncio.run(run())
 
 
 def test_an_interrupted_probe_does_not_keep_the_breaker_open(make: Make, store: Store) -> None:

@@ -12,6 +12,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from nanolimit import (
     telemetry,
 )
 from nanolimit.integrations import asgi, wsgi
+from nanolimit.integrations import outage as outage_module
+from nanolimit.integrations.pace import Pacer
 from nanolimit.limiter import live_limiters
 from nanolimit.metrics.measure import ALL, MEASURES, REMOTE_MEASURES
 from nanolimit.metrics.roster import Roster
@@ -35,6 +38,9 @@ from nanolimit.redis import errors as errors_module
 from nanolimit.redis import limiter as limiter_module
 from nanolimit.redis.fault import Unavailable
 from nanolimit.remote import live_remotes
+from nanolimit.tasks import waited
+from nanolimit.waiting import wait
+from sharing import needs_shared
 from store import AsyncStoreWire, Store, StoreWire
 
 REFUSED = Unavailable("connection refused")
@@ -234,6 +240,19 @@ def test_an_unavailable_store_is_a_503(
 
 
 @BOTH
+def test_an_outage_does_not_flood_the_log(
+    side: Side, store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage_module, "monotonic", store.monotonic)
+    store.down = REFUSED
+    web = side(side.Limiter("4/minute", store, on_error="raise"), side.module.client_ip())
+    for seconds, lines in ((0.0, 1), (0.5, 1), (0.49, 1), (0.01, 2), (0.99, 2)):
+        store.now_s += seconds
+        assert [web.request().status for _ in range(5)] == [503] * 5
+        assert len(caplog.records) == lines
+
+
+@BOTH
 def test_an_unavailable_store_may_let_pass(side: Side, store: Store) -> None:
     store.down = REFUSED
     limiter = side.Limiter("4/minute", store, on_error="raise")
@@ -408,6 +427,20 @@ def test_limit_waits_no_longer_than_it_may(store: Store, asleep: list[float]) ->
     assert asleep == [5.0]
     assert found.value.retry_after == pytest.approx(55)
 
+    awaited = Async("1/minute", store, name="b")
+
+    @awaited.limit(key="k", wait=True, timeout=5)
+    async def coroutine() -> None: ...
+
+    async def twice() -> None:
+        await coroutine()
+        with pytest.raises(RateLimitExceeded) as found:
+            await coroutine()
+        assert found.value.retry_after == pytest.approx(55)
+
+    asyncio.run(twice())
+    assert asleep == [5.0, 5.0]
+
 
 def test_limit_of_the_wrong_kind_is_refused(store: Store) -> None:
     async def coroutine() -> None: ...
@@ -511,6 +544,22 @@ def test_a_slot_that_others_wait_for(store: Store) -> None:
     assert found.value.decision.allowed, "it would fit, but for those before it"
     assert store.calls == ["look"]
     assert limiter.stats().allowed == 0
+
+
+def test_an_awaited_slot_that_others_wait_for(store: Store) -> None:
+    limiter = Async("1/minute", store)
+
+    async def enter() -> None:
+        place = limiter._place("k")
+        assert await limiter._queue(place, None)  # somebody else is the first in line
+        with pytest.raises(RateLimitExceeded) as found:
+            async with limiter.slot("k", timeout=0):
+                pytest.fail("it entered")
+        assert found.value.decision.allowed
+        limiter._step_out(place)
+
+    asyncio.run(enter())
+    assert (store.calls, limiter.stats().allowed) == (["look"], 0)
 
 
 def test_a_slot_without_the_store(store: Store) -> None:
@@ -786,3 +835,140 @@ def test_what_a_limiter_enforces_is_a_quota_of_its_own(store: Store) -> None:
     answer = web.request()
     assert answer.fields["ratelimit-policy"] == '"api-10/1s";q=10;w=1, "api-100/3600s";q=100;w=3600'
     assert limiter.quotas == (Quota(10, per=1), Quota(100, per=3600))
+
+
+# --- exporters
+
+
+def test_prometheus_tells_of_them(store: Store) -> None:
+    pytest.importorskip("prometheus_client")
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from nanolimit.metrics import prometheus
+
+    registry = CollectorRegistry()
+    local, limiter = RateLimiter(5, name="local"), Sync("1/minute", store, name="remote")
+    prometheus.register(local, registry=registry)
+    assert b"degraded" not in generate_latest(registry), "nobody here has a store"
+    prometheus.register(limiter, registry=registry)
+    store.faults = [TIMED_OUT]
+    limiter.allow("k")
+    limiter.allow("k")
+    text = generate_latest(registry).decode()
+    for line in (
+        'nanolimit_decisions_total{limiter="remote",result="allowed"} 2.0',
+        'nanolimit_degraded_total{limiter="remote"} 1.0',
+        'nanolimit_denied_locally_total{limiter="remote"} 0.0',
+        'nanolimit_leased_total{limiter="remote"} 0.0',
+        'nanolimit_store_failures_total{limiter="remote",outcome="unknown"} 1.0',
+        'nanolimit_store_failures_total{limiter="remote",outcome="uncounted"} 0.0',
+        'nanolimit_keys{limiter="local"} 0.0',
+    ):
+        assert line in text.splitlines()
+    assert prometheus.unregister(limiter, registry=registry) == 1
+    assert b"remote" not in generate_latest(registry)
+
+
+def test_opentelemetry_tells_of_them(store: Store) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+    from nanolimit.metrics import otel
+
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    limiter = Async("1/minute", store, name="remote")
+    otel.register(limiter, meter_provider=provider)
+    store.faults = [TIMED_OUT]
+    asyncio.run(limiter.allow("k"))
+    data = reader.get_metrics_data()
+    assert data is not None
+    found = {
+        (metric.name, *dict(point.attributes or {}).values()): point.value  # type: ignore[union-attr]
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
+        for point in metric.data.data_points
+    }
+    provider.shutdown()
+    assert found == {
+        ("nanolimit.decisions", "remote", "allowed"): 1,
+        ("nanolimit.decisions", "remote", "denied"): 0,
+        ("nanolimit.denied_locally", "remote"): 0,
+        ("nanolimit.leased", "remote"): 0,
+        ("nanolimit.degraded", "remote"): 1,
+        ("nanolimit.store.failures", "remote", "uncounted"): 0,
+        ("nanolimit.store.failures", "remote", "unknown"): 1,
+    }
+
+
+# --- parts of others
+
+
+def test_the_blocks_of_a_client_are_no_limiter_of_their_own(store: Store) -> None:
+    pacer = Pacer(
+        Sync("5/s", store), "k", None, 0, None, (429,), ("GET",), True, wait, False, "a client"
+    )
+    assert pacer.heed("k", 5.0)
+    assert not any(each is pacer.blocks for each in live_limiters())
+
+
+@needs_shared
+def test_the_shared_table_of_an_outage_is_no_limiter_of_its_own(store: Store, folder: Path) -> None:
+    limiter = Sync("5/s", store, name="tabled", shared="outage")
+    assert limiter._policy._local is not None
+    assert "tabled" not in [each.name for each in live_limiters()]
+
+
+def test_those_who_wait_in_an_outage_ask_again_when_the_store_may_be_back(
+    store: Store, asleep: list[float]
+) -> None:
+    limiter = Sync("1/minute", store, nodes=1)
+    store.down = REFUSED
+    assert limiter.allow("k")
+    assert not limiter.acquire("k", timeout=3)
+    assert max(asleep) <= dialog_module.PAUSE_S
+    with pytest.raises(RateLimitExceeded) as found:
+        with limiter.slot("k", timeout=3):
+            pytest.fail("it entered")
+    assert max(asleep) <= dialog_module.PAUSE_S
+    assert found.value.decision.degraded
+
+
+@pytest.mark.parametrize("kind", [Sync, Async])
+def test_a_turn_in_which_a_block_begins_is_not_used(
+    kind: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[bool] = []
+
+    def begin_block() -> None:
+        turns.append(True)
+        if len(turns) == 1:  # the answer to somebody else's request comes in
+            pacer.heed("k", 0.05)
+
+    if kind is Sync:
+        was = Sync._waited
+
+        def waited_then(limiter: Any, *args: Any) -> Any:
+            found = was(limiter, *args)
+            begin_block()
+            return found
+    else:
+        awas = Async._waited
+
+        async def waited_then(limiter: Any, *args: Any) -> Any:
+            found = await awas(limiter, *args)
+            begin_block()
+            return found
+
+    monkeypatch.setattr(kind, "_waited", waited_then)
+    pacer = Pacer(
+        kind("5/s", store), "k", None, 0, None, (429,), ("GET",), True,
+        wait if kind is Sync else waited, kind is Async, "a client",
+    )  # fmt: skip
+    if kind is Sync:
+        _, granted = pacer.take(pacer.limiter, "k", 1, None, None)
+    else:
+        _, granted = asyncio.run(pacer.take(pacer.limiter, "k", 1, None, True, None))
+    assert granted
+    assert len(turns) == 2
+    assert not pacer.blocks.peek("k").blocked

@@ -12,9 +12,9 @@
  *
  * All in ticks of a microsecond. The end of a denial is rounded down: it never lasts longer than the store has said.
  *
- * An answer has more words than a record. What holds its parts together is the denial's end: whoever has read them all and then finds
- * the denial as it was has read the parts of this very answer. For a denial that has an answer gives way only to one that ends later, or
- * to one of a lower cost.
+ * An answer has more words than a record. What holds its parts together is the denial's end: all that have it are of this very answer.
+ * For a denial that has an answer gives way only to one that ends later (or to one of a lower cost, which ends in the same microsecond
+ * once in a blue moon; then the same is said of the same log).
  *
  * What was asked before a reset and comes after it must not be kept. Who resets writes when, and then looks for the denial; who keeps one
  * writes it, and then looks for a reset. One of them sees the other.
@@ -64,7 +64,7 @@ static inline bool nl_denial_answer(const nl_table *t, nl_fingerprint fp, nl_now
         if (nl_denial_look(t, fp, NL_DENIAL_ANSWER + i, now, &r) != 1 || r.end != d->end) return false;
         d->answer[i] = (uint64_t)r.word << 32 | r.more;
     }
-    return nl_denial_look(t, fp, NL_DENIAL_STANDS, now, &r) == 1 && r.end == d->end && r.word == d->cost && r.more == d->told;
+    return true;
 }
 
 /* Was the key reset since that tick, or may it have been? */
@@ -74,7 +74,8 @@ static inline bool nl_denial_is_reset(const nl_table *t, nl_fingerprint fp, nl_n
     return found < 0 || (found && since <= r.end - r.more);
 }
 
-/* Keeps what was asked for at tick `sent`. NL_ALLOWED: it is kept, or need not be. NL_UNTRACKED: there is no room. NL_WOULD_WAIT. */
+/* Keeps what was asked for at tick `sent`. NL_ALLOWED: it is kept, or need not be. NL_UNTRACKED: there is no room. NL_WOULD_WAIT: all may be
+ * asked for again. */
 static NL_NOINLINE nl_outcome nl_denial_put(nl_table *t, nl_fingerprint fp, nl_now now, uint64_t sent, uint64_t most, const nl_denial *d,
                                             nl_patience patience) {
     nl_record r;
@@ -85,7 +86,8 @@ static NL_NOINLINE nl_outcome nl_denial_put(nl_table *t, nl_fingerprint fp, nl_n
     nl_outcome outcome = nl_record_own(t, stands, now, patience, &slot, &meta, &r);
     if (outcome != NL_ALLOWED) return outcome;
     const bool says_it = r.end >= d->end && r.end - now.tick <= most && r.word && r.word <= d->cost;
-    if (says_it && (!d->told || r.more || r.word < d->cost)) { /* (of the same cost, an answer is better than none) */
+    const bool begun = r.end == d->end && r.word == d->cost && r.more == d->told; /* by ourselves, who had to wait */
+    if (says_it && !begun && (!d->told || r.more || r.word < d->cost)) { /* (of the same cost, an answer is better than none) */
         nl_slot_commit(slot, meta);
         return NL_ALLOWED;
     }
@@ -94,7 +96,8 @@ static NL_NOINLINE nl_outcome nl_denial_put(nl_table *t, nl_fingerprint fp, nl_n
     r.more = d->told;
     nl_record_write(t, slot, meta, now, &r);
     for (uint32_t i = 0; d->told && i < NL_ANSWER_PARTS; i++) {
-        if (nl_record_own(t, nl_record_key(fp, NL_DENIAL_ANSWER + i), now, patience, &slot, &meta, &r) != NL_ALLOWED) break;
+        outcome = nl_record_own(t, nl_record_key(fp, NL_DENIAL_ANSWER + i), now, patience, &slot, &meta, &r);
+        if (outcome != NL_ALLOWED) break;
         r.end = d->end;
         r.word = (uint32_t)(d->answer[i] >> 32);
         r.more = (uint32_t)d->answer[i];
@@ -105,7 +108,7 @@ static NL_NOINLINE nl_outcome nl_denial_put(nl_table *t, nl_fingerprint fp, nl_n
         if (r.end == d->end) r.end = 0;
         nl_record_write(t, slot, meta, now, &r);
     }
-    return NL_ALLOWED;
+    return outcome == NL_WOULD_WAIT ? outcome : NL_ALLOWED;
 }
 
 /* Forgets a key's denial, and for `keep` ticks those that were asked for before now. NL_ALLOWED, NL_UNTRACKED: there was no room for

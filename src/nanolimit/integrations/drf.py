@@ -23,6 +23,7 @@ from nanolimit.clock import NS_PER_SECOND, shown
 from nanolimit.errors import NanolimitError
 from nanolimit.integrations.address import InvalidRequestError
 from nanolimit.integrations.django import configured
+from nanolimit.integrations.outage import Outage
 from nanolimit.integrations.setting import table_of
 from nanolimit.limiter import RateLimiter
 from nanolimit.quota import Quota
@@ -65,6 +66,8 @@ _MOST_QUOTAS = 10_000
 _SMALL = 2_047  # up to here a log has 4 bytes a unit, above 8: tables of two kinds
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _MARK = "nanolimit-throttles"
+
+_outage = Outage()
 
 
 class _Rates:
@@ -201,7 +204,7 @@ class SimpleRateThrottle(throttling.SimpleRateThrottle):  # type: ignore[misc]
         try:
             self.decision = limiter.check(str(self.key))
         except StoreUnavailableError as error:
-            _log.error("a request could not be counted and was answered 503: %s", error)
+            _outage.tell("a request could not be counted and was answered 503: %s", error)
             raise _Unavailable from None
         return bool(self.throttle_success() if self.decision.allowed else self.throttle_failure())
 

@@ -14,6 +14,7 @@ from nanolimit.clock import shown
 from nanolimit.integrations.address import InvalidRequestError
 from nanolimit.integrations.answer import Announcement
 from nanolimit.integrations.answer import check_kind as check_headers
+from nanolimit.integrations.outage import Outage
 from nanolimit.integrations.rule import Rule, limiter_of
 from nanolimit.quota import whole_number
 from nanolimit.remote import (
@@ -81,8 +82,8 @@ class Gate:
     """
 
     __slots__ = (
-        "_awaits", "_check", "_cost", "_key", "_passes", "announcement", "key_waits", "limiter",
-        "waits",
+        "_awaits", "_check", "_cost", "_key", "_outage", "_passes", "announcement", "key_waits",
+        "limiter", "waits",
     )  # fmt: skip
 
     limiter: AnyLimiter
@@ -116,6 +117,7 @@ class Gate:
         self._key: Any = key
         self._cost = cost
         self._passes = on_error == "allow"
+        self._outage = Outage()
         self.key_waits = inspect.iscoroutinefunction(key) or inspect.iscoroutinefunction(
             type(key).__call__
         )
@@ -163,8 +165,7 @@ class Gate:
         if isinstance(error, InvalidRequestError):
             raise Refused(400, str(error)) from None
         if isinstance(error, StoreUnavailableError):
-            # Without the traceback: there may be one for each request, and it says no more.
-            _log.error(
+            self._outage.tell(
                 "a request could not be counted and was %s: %s",
                 "let pass" if self._passes else "answered 503",
                 error,

@@ -39,6 +39,7 @@ from nanolimit.integrations.method import (
     checked_rules,
     matches,
 )
+from nanolimit.integrations.outage import Outage
 from nanolimit.integrations.trailer import Denial, fields
 from nanolimit.remote import AsyncRemoteRateLimiter, StoreUnavailableError, check_kind
 
@@ -115,6 +116,7 @@ class _Gate:
         "_key",
         "_limiter",
         "_method",
+        "_outage",
         "_passes_errors",
         "_subject",
         "_told",
@@ -149,6 +151,7 @@ class _Gate:
         self._passes_errors = passes_errors
         self._told = None if headers is None else Announcement(limiter, headers)
         self._subject = limiter.name.encode("utf-8", "replace").decode()
+        self._outage = Outage()
         self._awaits = isinstance(limiter, AsyncRemoteRateLimiter)
         self.is_async = self._awaits or any(is_async(each) for each in (key, cost, exempt))
 
@@ -213,8 +216,7 @@ class _Gate:
         if isinstance(error, InvalidCall):
             return _Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if isinstance(error, StoreUnavailableError):
-            # Without the traceback: there may be one for each call, and it says no more.
-            _logger.error(
+            self._outage.tell(
                 "the rate limit of %s could not be checked, the call is denied: %s",
                 self._method,
                 error,

@@ -57,9 +57,10 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
     `redis.asyncio.RedisCluster`, or their valkey-py twins.
 
     What its tasks ask within one turn of the loop goes out as one write to each server; and of
-    what they `allow` or `acquire` for the same key, at a cost of 1, all behind the first go as one
-    call. What they are told is the same. Where such a call fails, `RedisStats` counts a failure for
-    each of its requests. `coalesce=False` makes a call of each.
+    what they `allow` or `acquire` at a cost of 1, all behind the first go as one call for different
+    keys (not to a Cluster), and one for each key that is asked for again. What they are told is the
+    same. Where such a call fails, `RedisStats` counts a failure for each of its requests.
+    `coalesce=False` makes a call of each.
 
     It belongs to the event loop that first uses it, until that is closed. A task that is cancelled
     while the store is asked may have been counted: nothing is sent again, and nothing is taken
@@ -255,7 +256,8 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         loop = asyncio.get_running_loop()
         if loop is not self._watcher:
             self._watcher = loop
-            self._loans.rest()  # the timer of a loop that is closed does not ring
+            self._timer = None  # that of a loop that is closed does not ring
+            self._watch(self._loans)
         task = self._start(self._sender.run(*order.request))
         try:
             await asyncio.wait((task,))
@@ -271,10 +273,18 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         assert self._loans is not None
         if task.cancelled() or task.exception() is not None:
             self._loans.failed(order)
+            return
+        try:
+            grant = script.understood(script.grant, task.result())
+        except Unavailable:
+            self._loans.failed(order)
         else:
-            self._lend(order, script.grant(task.result()), 0)
+            self._lend(order, grant, 0)
 
     def _watch(self, loans: Loans) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         next_s = loans.next_s()
         if next_s is not None:
             loop = asyncio.get_running_loop()
@@ -351,6 +361,11 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         """Stand in line until one is the first; False: the time was up."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
+            if self._loop is not None and not self._loop.is_closed():
+                raise RuntimeError(
+                    f"{self!r} belongs to another event loop, which is still open: make one for "
+                    f"each loop"
+                )
             # Those of a loop that is closed are lost with it.
             self._begin_waiting()
             self._loop = loop
@@ -402,5 +417,6 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
     def after_fork(self) -> None:
         """In the child: nobody waits, for the tasks that did are the parent's."""
         super().after_fork()
+        self._loop = None
         self._begin_waiting()
         self._begin_watching()

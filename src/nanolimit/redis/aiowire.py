@@ -84,7 +84,11 @@ class AsyncWire:
     # Calls
 
     async def run(
-        self, script: ScriptLike, keys: Sequence[bytes], args: Sequence[Word] = ()
+        self,
+        script: ScriptLike,
+        keys: Sequence[bytes],
+        args: Sequence[Word] = (),
+        timeout_s: float | None = None,
     ) -> Reply:
         """Run a script: EVALSHA, and EVAL if the server does not know it.
 
@@ -94,6 +98,7 @@ class AsyncWire:
             script: Has `source` and `sha`.
             keys: Its keys, in a cluster all of one slot.
             args: Its arguments.
+            timeout_s: Seconds that this call may take, if not as many as others.
 
         Returns:
             The reply: int, bytes, None or a list of them, whatever `decode_responses` says.
@@ -104,7 +109,7 @@ class AsyncWire:
         """
         data = pack(script, keys, args)
         self._enter()
-        deadline = self._clock() + self._timeout_s
+        deadline = self._clock() + (self._timeout_s if timeout_s is None else timeout_s)
         if self._slots is None:
             pool = self._pool
         else:

@@ -39,9 +39,12 @@ def redirect(text: str, asked: Address) -> tuple[int, Address]:
     Raises:
         ValueError: It is not of that form.
     """
-    _, slot, where = text.split(" ")
+    _, number, where = text.split(" ")
     host, _, port = where.rpartition(":")
-    return int(slot), Address(_host(host.encode(), asked), int(port))
+    slot = int(number)
+    if not 0 <= slot < SLOTS:
+        raise ValueError(f"there is no slot {slot}")
+    return slot, Address(_host(host.encode(), asked), int(port))
 
 
 def _host(name: object, asked: Address) -> str:

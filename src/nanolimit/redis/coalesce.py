@@ -1,10 +1,12 @@
 """Coalescing: what the tasks of an event loop ask within one turn of it goes out together.
 
 The wire writes what it is handed with the next turn of the loop, all in one. So the first request
-for a key goes to the wire at once, as if there was nothing here. Those of one unit that ask for the
-same key in the same turn leave their requests. Just before the wire writes, they are handed over as
-one call, `TAKE_SOME`: of n it grants the first k, in the order in which they came. No timer is set,
-and nobody waits for longer than he would by himself.
+of a turn goes to the wire at once, as if there was nothing here. Those of one unit that come behind
+it leave their requests, which are handed over just before the wire writes. Those for different keys
+are one call, `BATCH`, which decides on one key after the other; to a Cluster, a call for each key,
+at once. Further ones for a key that was asked for in this turn are one call, `TAKE_SOME`: of n it
+grants the first k, in the order in which they came. No timer is set, and nobody waits for longer
+than he would by himself.
 
 What a task is told is what it would have been told without it.
 """
@@ -15,7 +17,7 @@ import asyncio
 import contextlib
 import types
 from collections import deque
-from collections.abc import Coroutine, Generator, Iterator, Sequence
+from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanolimit.redis import script
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_CALLS", "MOST_MERGED", "Coalescer"]
 
-#: Calls in one write; more go out with the turns that follow. While the loop packs them and reads
-#: their replies, some milliseconds, it does nothing else.
+#: Calls in one write, or keys of a call for many; more go out with the turns that follow. While the
+#: loop packs them and reads their replies, some milliseconds, it does nothing else.
 MOST_CALLS = 512
 
 #: Requests in one call: the server does nothing else while it counts them, below a millisecond.
@@ -64,8 +66,9 @@ class Coalescer:
     """
 
     __slots__ = (
-        "__weakref__", "_arguments", "_begun", "_calls", "_direct", "_is_behind", "_last", "_loop",
-        "_most_calls", "_most_merged", "_one", "_take", "_tasks", "_wire",
+        "__weakref__", "_arguments", "_batch", "_begun", "_calls", "_direct", "_is_behind", "_last",
+        "_loop", "_most_calls", "_most_keys", "_most_merged", "_one", "_one_node", "_take",
+        "_tasks", "_wire",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +83,9 @@ class Coalescer:
         self._take = arguments.take
         self._most_calls = most_calls
         self._most_merged = most_merged
+        self._most_keys = min(script.BATCH_KEYS, most_calls)
+        # A server that was given by a URL may turn out to be of a cluster.
+        self._one_node = True
         self._loop: asyncio.AbstractEventLoop | None = None
         self._begin()
         renew_after_fork(self)
@@ -88,10 +94,12 @@ class Coalescer:
         # The first that is made is kept, in each process: what costs 1 is known by it.
         self._one = self._arguments.of(1)
         # What was left, in the order in which it goes out.
-        self._calls: deque[_Call] = deque()
+        self._calls: deque[_Call | _Batch] = deque()
+        # Of them, the one that takes further keys.
+        self._batch: _Batch | None = None
         # Of each list of a key that was asked for in this turn: the last call that was left for it,
         # or None if the wire has all of them.
-        self._last: dict[bytes, _Call | None] = {}
+        self._last: dict[bytes, _Call | _Batch | None] = {}
         # Will `_turn` be called?
         self._begun = False
         # How many calls of this turn the wire has.
@@ -106,15 +114,23 @@ class Coalescer:
         self._loop = None
 
     async def run(
-        self, what: ScriptLike, keys: Sequence[bytes], args: Sequence[Word] = ()
+        self,
+        what: ScriptLike,
+        keys: Sequence[bytes],
+        args: Sequence[Word] = (),
+        timeout_s: float | None = None,
     ) -> Reply:
         """Run a script, as `AsyncWire.run` does; a merged request gets a reply of its own.
+
+        One with a time of its own goes to the wire at once.
 
         Raises:
             Unavailable: The server can't be asked, or gave an error, or no reply in time.
             RuntimeError: The wire belongs to another event loop.
         """
         loop = asyncio.get_running_loop()
+        if timeout_s is not None:
+            return await self._wire.run(what, keys, args, timeout_s)
         if loop is not self._loop:
             if self._loop is not None and not self._loop.is_closed():
                 return await self._wire.run(what, keys, args)  # which says what is wrong with it
@@ -126,18 +142,26 @@ class Coalescer:
             self._begun = True
             loop.call_soon(self._turn)
         merges = args is self._one and what is self._take
-        if self._may_go(keys, merges):
+        joins = merges and self._one_node and keys[0] not in last and not self._wire.clustered
+        if self._may_go(keys, merges) and not (joins and self._direct):
             self._direct += 1
             if merges:
                 last[keys[0]] = None
             return await self._wire.run(what, keys, args)
         waiter: asyncio.Future[Any] = loop.create_future()
         call = last.get(keys[0]) if merges else None
-        if call is not None and call.merges and len(call.waiters) < self._most_merged:
+        if type(call) is _Call and call.merges and len(call.waiters) < self._most_merged:
             call.waiters.append(waiter)
         else:
-            call = _Call(what, keys, args, waiter, self._arguments, merges)
-            self._calls.append(call)
+            if joins:
+                call = self._batch
+                if call is None or len(call.members) >= self._most_keys:
+                    call = self._batch = _Batch(self._arguments)
+                    self._calls.append(call)
+                call.members.append((keys, waiter))
+            else:
+                call = _Call(what, keys, args, waiter, self._arguments, merges)
+                self._calls.append(call)
             for key in keys:
                 last[key] = call
         answer = await waiter
@@ -160,15 +184,19 @@ class Coalescer:
 
     def _turn(self) -> None:
         """Hand over what was left: called before the wire writes what it got in the turn before."""
-        calls: list[_Call] = []
+        calls: list[_Call | _Batch] = []
         room = self._most_calls - self._direct
-        while self._calls and len(calls) < room:
+        while self._calls and self._calls[0].weight <= room:
             call = self._calls.popleft()
-            for key in call.keys:
+            room -= call.weight
+            if call is self._batch:
+                self._batch = None
+            for key in call.left_for():
                 if self._last.get(key) is call:
                     del self._last[key]
-            if call.seal():
-                calls.append(call)
+            sealed = call.seal()
+            if sealed is not None:
+                calls.append(sealed)
         self._direct = 0
         self._begun = self._is_behind = bool(self._calls)
         if not self._is_behind:
@@ -189,7 +217,7 @@ class Coalescer:
                 # After the wire's own turn. Until all have gone, who comes stands behind them.
                 asyncio.get_running_loop().call_soon(self._turn)
 
-    def _hand_over(self, calls: list[_Call]) -> None:
+    def _hand_over(self, calls: list[_Call | _Batch]) -> None:
         """Send them: the first step now, for a task would take it in the next turn only."""
         sending = self._send(calls)
         try:
@@ -210,9 +238,9 @@ class Coalescer:
 
         task.add_done_callback(end)
 
-    async def _send(self, calls: list[_Call]) -> None:
+    async def _send(self, calls: list[_Call | _Batch]) -> None:
         try:
-            replies = await self._wire.run_many([(call.what, call.keys, call) for call in calls])
+            replies = await self._wire.run_many([call.packs() for call in calls])
         except (Exception, asyncio.CancelledError) as fault:
             # If somebody cancels this task, those who wait are not cancelled by that.
             lost = _Lost(fault)
@@ -225,11 +253,21 @@ class Coalescer:
             for call in calls:
                 call.drop()
             raise
+        singly: list[_Call | _Batch] = []
         for call, reply in zip(calls, replies, strict=True):
-            if isinstance(reply, Unavailable):
-                call.lose(_Lost(reply))
+            if not isinstance(reply, Unavailable):
+                try:
+                    script.understood(call.answer, reply)
+                except Unavailable as fault:
+                    call.lose(_Lost(fault))
+            elif type(call) is _Batch and reply.reason.startswith("CROSSSLOT"):
+                # It is a cluster. Nothing ran; once, and this takes a call's time anew.
+                self._one_node = False
+                singly += call.singly()
             else:
-                call.answer(reply)
+                call.lose(_Lost(reply))
+        if singly:
+            await self._send(singly)
 
 
 async def _finish(coroutine: Coroutine[Any, Any, None], blocker: object) -> None:
@@ -276,12 +314,22 @@ class _Call(Sequence[Any]):
         self._args = args
         self._arguments = arguments
 
-    def seal(self) -> bool:
-        """Decide on the script, as nobody joins any more; whether somebody still waits for it."""
+    weight = 1
+
+    def left_for(self) -> Iterable[bytes]:
+        """Return the lists that it is for."""
+        return self.keys
+
+    def seal(self) -> _Call | None:
+        """Decide on the script, as nobody joins any more; None: nobody waits for it any more."""
         self.waiters = _waiting(self.waiters)
         if len(self.waiters) > 1:
             self.what = script.TAKE_SOME
-        return bool(self.waiters)
+        return self if self.waiters else None
+
+    def packs(self) -> Call:
+        """Return what the wire is to send."""
+        return self.what, self.keys, self
 
     def __len__(self) -> int:
         return len(self._args)
@@ -318,6 +366,76 @@ class _Call(Sequence[Any]):
     def drop(self) -> None:
         """Cancel those who wait."""
         for waiter in self.waiters:
+            waiter.cancel()
+
+
+class _Batch(Sequence[bytes]):
+    """A call that was left for different keys, each by one waiter who wants one unit.
+
+    It is its own KEYS, those of whoever still waits when the wire packs it.
+    """
+
+    __slots__ = ("_arguments", "_counted", "members")
+
+    def __init__(self, arguments: script.Arguments) -> None:
+        self.members: list[tuple[Sequence[bytes], asyncio.Future[Any]]] = []
+        self._counted = self.members
+        self._arguments = arguments
+
+    @property
+    def weight(self) -> int:
+        """How many keys there are."""
+        return len(self.members)
+
+    def left_for(self) -> Iterable[bytes]:
+        """Return the lists that it is for."""
+        return [key for keys, _ in self.members for key in keys]
+
+    def seal(self) -> _Call | _Batch | None:
+        """Return what is to be sent, as nobody joins any more; None: nobody waits any more."""
+        self.members = [member for member in self.members if not member[1].done()]
+        if len(self.members) > 1:
+            return self
+        return next(iter(self.singly()), None)
+
+    def singly(self) -> list[_Call]:
+        """Return a call for each key."""
+        arguments = self._arguments
+        return [
+            _Call(arguments.take, keys, arguments.of(1), waiter, arguments, True)
+            for keys, waiter in self.members
+            if not waiter.done()
+        ]
+
+    def packs(self) -> Call:
+        """Return what the wire is to send."""
+        return script.BATCH, self, self._arguments.of(1)
+
+    def __len__(self) -> int:
+        # Asked for first, in the step of the loop in which the keys are read.
+        self._counted = [member for member in self.members if not member[1].done()]
+        return sum(len(keys) for keys, _ in self._counted)
+
+    def __getitem__(self, index: Any) -> Any:
+        return [*self][index]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter([key for keys, _ in self._counted for key in keys])
+
+    def answer(self, reply: Reply) -> None:
+        """Hand to each who waits what `TAKE` would have said."""
+        waits = script.waits_us(reply, len(self._counted))  # type: ignore[arg-type]
+        for (_, waiter), wait in zip(self._counted, waits, strict=True):
+            _settle(waiter, _Lost(wait) if isinstance(wait, Unavailable) else wait)
+
+    def lose(self, lost: _Lost) -> None:
+        """Tell those who wait that there is no reply."""
+        for _, waiter in self.members:
+            _settle(waiter, lost)
+
+    def drop(self) -> None:
+        """Cancel those who wait."""
+        for _, waiter in self.members:
             waiter.cancel()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Generator
+from functools import partial
 from operator import index
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -36,7 +37,7 @@ from nanolimit.remote import enlist
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import timedelta
 
     from typing_extensions import Buffer
@@ -51,6 +52,8 @@ R = TypeVar("R")
 
 #: What is sent: one script with its keys and arguments; or several, of which each has its answer.
 Request = tuple[Any, list[bytes], list[Any]]
+#: The same, with the seconds that it may take.
+HastyRequest = tuple[Any, list[bytes], list[Any], float]
 
 __all__ = ["Dialog", "Request", "as_buffer", "checked_timeout_s"]
 
@@ -246,7 +249,7 @@ class Dialog(Limiting):
 
     def _taking(
         self, key: Key, place: bytes, units: int
-    ) -> Generator[Request | Order, Any, tuple[float, int]]:
+    ) -> Generator[Request | HastyRequest | Order, Any, tuple[float, int]]:
         """Count a request: when it was asked, and for how long it has to wait then; 0: counted."""
         arguments = self._arguments
         names = self._names.of(key)
@@ -258,10 +261,21 @@ class Dialog(Limiting):
                 grant = yield from self._borrowing(order, loans, units)
                 if grant.units >= units:
                     return sent_s, 0
-                if not grant.units:  # where not one fits, more don't
+                # Less than it wants is all there was: it is denied, and when it fits is asked for
+                # within what is left of the time. Where not one fits, more don't.
+                left_s = sent_s + self._timeout_s - monotonic()
+                if not grant.units or left_s <= 0:
                     return sent_s, grant.wait_us
+                sent_s = monotonic()
+                request = arguments.take, names, arguments.of(units), left_s
+                try:
+                    wait_us = yield from self._asking(request, sent_s, script.wait_us)
+                except Unavailable:
+                    return sent_s, grant.wait_us  # that it did not fit is known
+                return sent_s, wait_us
         sent_s = monotonic()
-        wait_us = yield from self._asking((arguments.take, names, arguments.of(units)), sent_s)
+        asked = arguments.take, names, arguments.of(units)
+        wait_us = yield from self._asking(asked, sent_s, script.wait_us)
         return sent_s, wait_us
 
     def _borrowing(
@@ -269,7 +283,7 @@ class Dialog(Limiting):
     ) -> Generator[Order, Any, script.Grant]:
         """Have units lent. He who asks takes his own out of them, if it is enough for him."""
         try:
-            grant = script.grant((yield from self._asking(order, monotonic())))
+            grant: script.Grant = yield from self._asking(order, monotonic(), script.grant)
         except BaseException:
             if not order.is_kept:
                 loans.failed(order)
@@ -303,7 +317,7 @@ class Dialog(Limiting):
 
     def _allowing(
         self, key: Key, place: bytes, units: int
-    ) -> Generator[Request | Order, Any, bool]:
+    ) -> Generator[Request | HastyRequest | Order, Any, bool]:
         """Of `allow`, past the cache."""
         denials = self._denials
         epoch = None if denials is None else denials.epoch
@@ -335,13 +349,13 @@ class Dialog(Limiting):
                 return told
         request = script.TELL, self._names.of(key), self._arguments.of(units)
         sent_s = monotonic()
+        read = partial(script.decision, self._quotas, cost=units)
         try:
-            reply = yield from self._asking(request, sent_s)
+            decision: Decision = yield from self._asking(request, sent_s, read)
         except Unavailable as fault:
             decision = self._policy.check(key, units, fault)
             self._counters.count(decision.allowed, not decision.allowed, degraded=True)
             return decision
-        decision = script.decision(self._quotas, reply, units)
         if denials is not None and not decision.allowed:
             retry_s = decision.retry_after
             denials.put(place, units, sent_s, retry_s, epoch, decision, monotonic())
@@ -351,11 +365,12 @@ class Dialog(Limiting):
     def _peeking(self, key: Key, units: int) -> Generator[Request, Any, Decision]:
         """Of `peek`, and of `check` with a cost of 0."""
         request = script.LOOK, self._names.of(key), self._arguments.of(units)
+        read = partial(script.decision, self._quotas, cost=units)
         try:
-            reply = yield from self._asking(request, monotonic())
+            decision: Decision = yield from self._asking(request, monotonic(), read)
         except Unavailable as fault:
             return self._policy.peek(key, units, fault)
-        return script.decision(self._quotas, reply, units)
+        return decision
 
     def _resetting(self, key: Key, place: bytes) -> Generator[Request, Any, bool]:
         """Of `reset`."""
@@ -365,7 +380,7 @@ class Dialog(Limiting):
             # Before it is sent: what is used afterwards would be counted nowhere.
             loans.bar(place)
         try:
-            was_there = yield from self._asking(request, monotonic())
+            was_there = yield from self._asking(request, monotonic(), bool)
         except Unavailable as fault:
             self._forget(place)
             return self._policy.reset(key, fault)
@@ -375,11 +390,11 @@ class Dialog(Limiting):
         self._forget(place)
         # What was counted here in the meantime goes as well.
         was_here = self._policy.reset(key)
-        return bool(was_there) or was_here
+        return was_there or was_here
 
     def _attempting(
         self, key: Key, place: bytes, units: int
-    ) -> Generator[Request | Order, Any, tuple[bool, float]]:
+    ) -> Generator[Request | HastyRequest | Order, Any, tuple[bool, float]]:
         """Of `acquire`: counted, or after how many seconds to ask again.
 
         A request that waits is not a denied one: nobody is told of it.
@@ -426,14 +441,14 @@ class Dialog(Limiting):
                 return told, denials.left_s(place, units, sent_s)
         request = script.TELL, self._names.of(key), self._arguments.of(units)
         sent_s = monotonic()
+        read = partial(script.decision, self._quotas, cost=units)
         try:
-            reply = yield from self._asking(request, sent_s)
+            decision: Decision = yield from self._asking(request, sent_s, read)
         except Unavailable as fault:
             decision = self._policy.claim(key, units, fault)
             if decision.allowed:
                 self._counters.count(1, 0, degraded=True)
             return decision, self._policy.wait_s(decision)
-        decision = script.decision(self._quotas, reply, units)
         if decision.allowed:
             self._tell(True, key, units)
             return decision, 0.0
@@ -479,11 +494,14 @@ class Dialog(Limiting):
             try:
                 if clustered:
                     calls = [(self._arguments.take, names[i], args) for i in part]
-                    waits_us = yield from self._asking_each(calls, sent_s)
+                    waits_us = yield from self._asking_each(calls, sent_s, script.wait_us)
                 else:
                     flat = [name for i in part for name in names[i]]
-                    reply = yield from self._asking((script.BATCH, flat, args), sent_s)
-                    waits_us = script.waits_us(reply)
+                    read = partial(script.waits_us, number=len(part))
+                    waits_us = yield from self._asking((script.BATCH, flat, args), sent_s, read)
+                    if any(isinstance(wait_us, Unavailable) for wait_us in waits_us):
+                        # Something is wrong with a key, and nothing with the store.
+                        self._counters.count_failure(unknown=False)
             except Unavailable as fault:
                 if not clustered and fault.reason.startswith("CROSSSLOT"):
                     clustered = True  # what a URL names turns out to be one; nothing ran
@@ -528,18 +546,20 @@ class Dialog(Limiting):
 
     # -- the store, as it is
 
-    def _asking(self, request: R, now_s: float) -> Generator[R, Any, Any]:
+    def _asking(
+        self, request: R, now_s: float, read: Callable[[Any], Any]
+    ) -> Generator[R, Any, Any]:
         """Send one request, unless the store is left alone now. It is sent once, or not at all.
 
         Raises:
-            Unavailable: It was not asked, or has not answered.
+            Unavailable: It was not asked, or has not answered, or not what `read` understands.
         """
         breaker = self._breaker
         ticket = breaker.enter(now_s)
         if ticket is None:
             raise self._not_asked()
         try:
-            reply = yield request
+            reply = script.understood(read, (yield request))
         except Unavailable as fault:
             self._failed(ticket, fault)
             raise
@@ -551,7 +571,7 @@ class Dialog(Limiting):
         return reply
 
     def _asking_each(
-        self, requests: list[Request], now_s: float
+        self, requests: list[Request], now_s: float, read: Callable[[Any], Any] = int
     ) -> Generator[list[Request], Any, list[Any]]:
         """Send several requests at once, of which each has a reply or a fault of its own."""
         breaker = self._breaker
@@ -566,6 +586,12 @@ class Dialog(Limiting):
         except BaseException:
             breaker.abandoned(ticket)
             raise
+        for i, reply in enumerate(replies):
+            if not isinstance(reply, Unavailable):
+                try:
+                    replies[i] = script.understood(read, reply)
+                except Unavailable as fault:
+                    replies[i] = fault
         lost = next((reply for reply in replies if isinstance(reply, Unavailable)), None)
         if lost is not None:
             self._failed(ticket, lost)

@@ -12,8 +12,10 @@ a signal handler does in between. What is left when it ends is taken out in the 
 was taken out, and nothing else, is given back to the store.
 
 A key is lent when it is hot: when it was asked for `HOT` times within one ttl. Then as many units
-are asked for at first; if they are used up before their end, as many more as would have lasted, up
-to `GROWTH` times; and if some are left, as many as were used.
+are asked for at first; later as many as last for one ttl at the rate at which the last ones were
+used, up to `GROWTH` times as many as these. Where fewer must do, for they are all that may be held
+or all that the store has, they are lent for twice as long as they should last, and not for a whole
+ttl: units that are used at once would count too long for nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ import math
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
@@ -48,6 +50,9 @@ HOT = 4
 
 #: How many times as many units are asked for, at most, where the last were soon used up.
 GROWTH = 4
+
+#: Seconds: a lease is not made shorter than this because its units should be used up sooner.
+LEAST_TTL_S = 0.01
 
 #: Units in one loan at most: others' requests are put behind them in the store's list.
 MAX_UNITS = 1_000
@@ -82,7 +87,7 @@ def _clock() -> Callable[[], float]:
 
 
 #: Seconds of the clock by which leases end here. It never goes back.
-clock_s = _clock()
+clock_s: Callable[[], float] = _clock()
 
 
 @dataclass(frozen=True, init=False)
@@ -141,18 +146,24 @@ def checked_lease(lease: object) -> Lease | None:
 class Order:
     """A GRANT on its way."""
 
-    __slots__ = ("is_kept", "names", "place", "request", "sent_s")
+    __slots__ = ("is_kept", "names", "place", "request", "sent_s", "until_s")
 
     def __init__(
-        self, place: bytes, names: list[bytes], arguments: list[bytes], sent_s: float
+        self, place: bytes, names: list[bytes], arguments: list[bytes], sent_s: float, ttl_s: float
     ) -> None:
-        self.place = place
-        self.names = names
-        self.request = script.GRANT, names, arguments
+        self.place: bytes = place
+        self.names: list[bytes] = names
+        self.request: tuple[script.Script, list[bytes], list[bytes]] = (
+            script.GRANT,
+            names,
+            arguments,
+        )
+        # Until when that which comes of it may be used, by the same clock.
+        self.until_s: float = sent_s + ttl_s * (1 - DRIFT)
         # Before it was sent, by `clock_s`.
-        self.sent_s = sent_s
+        self.sent_s: float = sent_s
         # Whether somebody takes the answer though who asked has left.
-        self.is_kept = False
+        self.is_kept: bool = False
 
 
 class Loan:
@@ -160,14 +171,14 @@ class Loan:
 
     __slots__ = ("names", "place", "returned", "sent_s", "stamp", "tokens", "units", "until_s")
 
-    def __init__(self, order: Order, grant: script.Grant, taken: int, until_s: float) -> None:
-        self.place = order.place
-        self.names = order.names
-        self.units = grant.units
-        self.stamp = grant.stamp
-        self.sent_s = order.sent_s
-        self.until_s = until_s
-        self.returned = 0
+    def __init__(self, order: Order, grant: script.Grant, taken: int) -> None:
+        self.place: bytes = order.place
+        self.names: list[bytes] = order.names
+        self.units: int = grant.units
+        self.stamp: int = grant.stamp
+        self.sent_s: float = order.sent_s
+        self.until_s: float = order.until_s
+        self.returned: int = 0
         # One entry for each unit that may still be used.
         self.tokens: list[None] = [None] * (grant.units - taken)
 
@@ -197,6 +208,10 @@ class Loan:
         except IndexError:
             self.returned += found
             return found
+
+    def __lt__(self, other: Loan) -> bool:
+        """Say whether it ends earlier."""
+        return self.until_s < other.until_s
 
     @property
     def used(self) -> int:
@@ -245,14 +260,14 @@ class Loans:
 
     __slots__ = (
         "__weakref__", "_arguments", "_asked", "_barred", "_closed", "_ending", "_kept", "_lock",
-        "_older", "_pid", "_ttl_us", "_watched", "_watching", "most", "ttl_s",
+        "_older", "_pid", "_watched", "_watching", "most", "ttl_s",
     )  # fmt: skip
 
     most: int
     """Units in one loan at most."""
 
     ttl_s: float
-    """Seconds for which the store is asked to lend."""
+    """Seconds for which the store is asked to lend at most."""
 
     def __init__(
         self, lease: Lease, quotas: tuple[Quota, ...], arguments: script.Arguments
@@ -261,8 +276,7 @@ class Loans:
         self.most = min(int(lease.max_share * least), MAX_UNITS)
         ttl_us = int(nanoseconds("ttl", lease.ttl) // 1_000)
         shortest = min(map(window_us, quotas)) // SHORTEST_WINDOWS_PART
-        self._ttl_us = max(1, min(ttl_us, shortest))
-        self.ttl_s = self._ttl_us / _US_PER_SECOND
+        self.ttl_s = max(1, min(ttl_us, shortest)) / _US_PER_SECOND
         if least < script.LEAST_LENT_LIMIT or self.most < 2:
             self.most = 0  # a share of it is nothing
         self._arguments = arguments
@@ -275,9 +289,8 @@ class Loans:
         # Reentrant, like every lock of the face.
         self._lock = threading.RLock()
         self._kept: dict[bytes, Loan] = {}
-        # All of which something may be left, in the order in which they were lent. That is the
-        # order in which they end, but for what their answers took.
-        self._ending: deque[Loan] = deque()
+        # All of which something may be left: a heap, the one that ends first in front.
+        self._ending: list[Loan] = []
         self._watching = False
         self._asked: dict[bytes, Order] = {}
         self._barred: dict[bytes, int] = {}
@@ -319,12 +332,13 @@ class Loans:
             if self._closed or place in self._asked or place in self._barred:
                 return None
             heat = self._heat(place, now_s)
-            wanted = self._wanted(heat, units, now_s)
+            wanted, ttl_s = self._wanted(heat, units, now_s)
             if wanted < 2 * units or len(self._kept) + len(self._asked) >= MAX_LOANS:
                 return None
             heat.asked = wanted
-            arguments = self._arguments.lent(wanted, self._ttl_us)
-            order = Order(place, names, arguments, now_s)
+            ttl_us = max(1, int(ttl_s * _US_PER_SECOND))
+            arguments = self._arguments.lent(wanted, ttl_us)
+            order = Order(place, names, arguments, now_s, ttl_us / _US_PER_SECOND)
             self._asked[place] = order
             return order
 
@@ -337,35 +351,36 @@ class Loans:
             self._watched[place] = heat
         return heat
 
-    def _wanted(self, heat: _Heat, units: int, now_s: float) -> int:
-        """Return how many units to ask for; 0: the key is not hot."""
-        loan = heat.loan
+    def _wanted(self, heat: _Heat, units: int, now_s: float) -> tuple[int, float]:
+        """Return how many units to ask for, and for how long; 0: the key is not hot."""
+        loan, ttl_s = heat.loan, self.ttl_s
         if loan is None:
-            if now_s - heat.since_s >= self.ttl_s:
+            if now_s - heat.since_s >= ttl_s:
                 heat.begin(now_s)
             heat.count(units)
-            if heat.requests < HOT:
-                return 0
-            wanted = heat.units
-        elif now_s < loan.until_s:
-            wanted = heat.asked
-            if loan.units == wanted:  # else the store had no more
-                lasted_s = max(now_s - loan.sent_s, 1e-6)
-                wanted = math.ceil(wanted * min(self.ttl_s / lasted_s, GROWTH))
+            return (min(heat.units, self.most), ttl_s) if heat.requests >= HOT else (0, 0.0)
+        used, most = loan.used, loan.units * GROWTH
+        if now_s >= loan.until_s and used < loan.units:
+            most = loan.units
+        is_cold = most == loan.units and used < min(HOT, self.most)
+        if is_cold or now_s - loan.until_s >= ttl_s:
+            heat.begin(now_s)
+            heat.count(units)
+            return 0, 0.0
+        # Where all were used and it is over since, it is not known how soon that was.
+        lasted_s = max(min(now_s, loan.until_s) - loan.sent_s, 1e-6)
+        if used == loan.units < heat.asked:  # the store had no more
+            wanted, expected = heat.asked, loan.units
         else:
-            # Where all was used, it is not known whether it was soon.
-            wanted = loan.used if loan.used < loan.units else heat.asked
-            if now_s - loan.until_s >= self.ttl_s or wanted < min(HOT, self.most):
-                heat.begin(now_s)
-                heat.count(units)
-                return 0
-        return min(wanted, self.most)
+            wanted = expected = min(round(used * ttl_s / lasted_s), most, self.most)
+        lasts_s = expected * lasted_s / used if used else ttl_s
+        return wanted, min(ttl_s, max(2 * lasts_s, LEAST_TTL_S))
 
     def lend(self, order: Order, grant: script.Grant, taken: int) -> bool:
         """Take what the store has lent, of which `taken` are used already.
 
         Returns:
-            Whether nobody watches for the end of loans, and somebody has to, by `next_s`.
+            Whether its end is the next one: who watches has to know.
         """
         place = order.place
         with self._lock:
@@ -374,8 +389,7 @@ class Loans:
             del self._asked[place]
             if not grant.units:
                 return False
-            until_s = order.sent_s + self.ttl_s * (1 - DRIFT)
-            loan = Loan(order, grant, taken, until_s)
+            loan = Loan(order, grant, taken)
             heat = self._watched.get(place) or self._older.get(place)
             if heat is not None:
                 heat.loan = loan
@@ -383,11 +397,8 @@ class Loans:
                 return False
             if not self._closed:
                 self._kept[place] = loan
-            self._ending.append(loan)
-            if self._watching or self._closed:
-                return False
-            self._watching = True
-            return True
+            heappush(self._ending, loan)
+            return self._ending[0] is loan and not self._closed
 
     def failed(self, order: Order) -> None:
         """An order came to nothing, or nobody knows to what.
@@ -402,6 +413,12 @@ class Loans:
             self._older.pop(order.place, None)
 
     # -- when they end
+
+    def watch(self) -> bool:
+        """Say whether nobody watched until now; from now on somebody does, by `next_s`."""
+        with self._lock:
+            was_watched, self._watching = self._watching, True
+            return not was_watched
 
     def next_s(self) -> float | None:
         """Return when the next loan ends; None: there is none, and who watches may rest."""
@@ -421,7 +438,7 @@ class Loans:
         with self._lock:
             due = []
             while self._ending and self._ending[0].until_s <= now_s:
-                due += self._called_in(self._ending.popleft())
+                due += self._called_in(heappop(self._ending))
             return due
 
     def everything(self) -> list[Due]:
@@ -462,7 +479,7 @@ class Loans:
     def _drop(self, place: bytes) -> None:
         self._asked.pop(place, None)
         self._kept.pop(place, None)
-        # There may be several that are not over yet. All have their ends within one ttl.
+        # There may be several that are not over yet.
         for loan in self._ending:
             if loan.place == place:
                 loan.call_in()

@@ -13,7 +13,7 @@ from nanolimit import supervisor, telemetry
 from nanolimit.clock import NS_PER_SECOND
 from nanolimit.line import checked_timeout
 from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
-from nanolimit.redis.lease import clock_s
+from nanolimit.redis.lease import LEAST_TTL_S, clock_s
 from nanolimit.redis.limit import Limited
 from nanolimit.redis.slot import Slot
 from nanolimit.redis.wire import Wire
@@ -84,7 +84,8 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
             this machine count together while ``on_error="local"`` decides, and beside which
             stands what one of them was denied, for `deny_cache` of all (``api.denials`` beside
             ``api``, 4 MiB). Both are made with the limiter. Its name is for this limiter and its
-            store alone. When left out, each process counts and remembers for itself.
+            store alone: the table of a `RateLimiter` would take over this one's share as its limit.
+            When left out, each process counts and remembers for itself.
         lease: How much of a hot key's limit may be taken at once, and served without asking: a
             `Lease`. None: nothing is. Of a limit below 20 nothing is, either.
 
@@ -365,6 +366,8 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
     # What is lent is watched by a thread, as long as there is something.
 
     def _watch(self, loans: Loans) -> None:
+        if not loans.watch():
+            return
         try:
             self._keeper = supervisor.start(f"leases-{self._name}", self._keep, loans.after_fork)
         except RuntimeError:  # no room for a thread: the next loan tries it again
@@ -378,7 +381,9 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
             next_s = loans.next_s()
             if next_s is None:
                 return
-            if not stopping.wait(max(next_s - clock_s(), 0.0)):
+            # One that comes meanwhile may end sooner.
+            pause_s = min(next_s - clock_s(), max(loans.ttl_s / 8, LEAST_TTL_S))
+            if not stopping.wait(max(pause_s, 0.0)):
                 self._hold(self._returning(loans.over(clock_s())))
         # The limiter is closed, or the interpreter ends.
         self._hold(self._returning(loans.everything()))

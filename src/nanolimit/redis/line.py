@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nanolimit.redis.fault import Unavailable
-from nanolimit.redis.resp import NOTHING, ProtocolError, Reader, Reply
+from nanolimit.redis.resp import NOTHING, Reader, Reply
 
 __all__ = ["Cut", "Line"]
 
@@ -121,14 +121,14 @@ class Line:
             if not data:
                 raise Unavailable(f"{self.name} closed the connection", True, self.lent)
             # What nearly always comes: one integer, whole.
-            if data[0] == 58 and len(data) < 24 and self._reader.empty and data.find(b"\n") == (
-                len(data) - 1
-            ):  # fmt: skip
-                return int(data[1:])
-            self._reader.feed(data)
             try:
+                if data[0] == 58 and len(data) < 24 and self._reader.empty and data.find(b"\n") == (
+                    len(data) - 1
+                ):  # fmt: skip
+                    return int(data[1:])
+                self._reader.feed(data)
                 reply = self._reader.next()
-            except ProtocolError as error:
+            except ValueError as error:
                 raise Unavailable(f"{self.name}: {error}", outcome_unknown=True) from error
         return reply  # type: ignore[return-value]
 

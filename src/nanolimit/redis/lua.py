@@ -185,15 +185,31 @@ return take(1, #KEYS, tonumber(ARGV[1]))
 """
 
 # Waits in a text with spaces between them: clients read that faster than so many integers.
+# What is wrong with one key, such as a value of another type, leaves the others alone: its wait is
+# -1, and the error stands at the end. What is wrong with the server, it says at the first write,
+# and that is the reply, with its code in front (were it raised anew, that would be "ERR"); nothing
+# was counted then.
 BATCH = f"""
 {_CLOCK}
 {_COUNT}
 {_TAKE}
 local quotas, units, waits = (#ARGV - 1) / 3, tonumber(ARGV[1]), {{}}
+local counted, why = false, ''
 for first = 1, #KEYS, quotas do
-  waits[#waits + 1] = math.min(take(first, quotas, units), {MOST_BATCH_WAIT_US})
+  local done, wait = pcall(take, first, quotas, units)
+  if not done then
+    local text = type(wait) == 'table' and wait.err or wait
+    if not counted and not string.find(text, 'WRONGTYPE', 1, true) then
+      if string.find(text, '^%u+ ') then return redis.error_reply(text .. ' (in user_script)') end
+      error(wait, 0)
+    end
+    wait, why = -1, ' !' .. text
+  elseif wait == 0 then
+    counted = true
+  end
+  waits[#waits + 1] = math.min(wait, {MOST_BATCH_WAIT_US})
 end
-return table.concat(waits, ' ')
+return table.concat(waits, ' ') .. why
 """
 
 # Per quota: how many count, the newest, the oldest that counts, and the one that must leave before

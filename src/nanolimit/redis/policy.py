@@ -210,6 +210,8 @@ class Policy:
 
     def _decision(self, allowed: bool, cost: int, used: int | None = None) -> Decision:
         """Return a decision without a log: nothing is known of the key."""
+        if not cost and not allowed:  # it always fits, but nothing else does
+            return _made(self._tightest, True, 0, self._tightest.limit)
         if allowed:
             quota = self._tightest
             return _made(quota, True, 0, cost if used is None else used)

@@ -26,24 +26,28 @@ from __future__ import annotations
 
 import math
 from hashlib import sha1
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nanolimit import _core
 from nanolimit.clock import shown
 from nanolimit.redis import lua
+from nanolimit.redis.fault import Unavailable, fault_of_reply
 from nanolimit.redis.fork import renew_after_fork
 from nanolimit.redis.name import window_us
 from nanolimit.redis.resp import Packed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from nanolimit._core import Decision
     from nanolimit.quota import Quota
 
+R = TypeVar("R")
+
 __all__ = [
     "BATCH", "GRANT", "LOOK", "RESET", "RETURN", "TAKE", "TAKE_ONE", "TAKE_SOME", "TELL",
-    "Arguments", "Grant", "Script", "Some", "decision", "grant", "some", "wait_us", "waits_us",
+    "Arguments", "Grant", "Script", "Some", "decision", "grant", "some", "understood", "wait_us",
+    "waits_us",
 ]  # fmt: skip
 
 #: The smallest limit of which units are lent: of less, a share is nothing.
@@ -210,25 +214,54 @@ class Grant(NamedTuple):
     """
 
 
+def understood(read: Callable[[Any], R], reply: Any) -> R:
+    """Read a reply.
+
+    Raises:
+        Unavailable: It is not one of the script: who answers there is no Redis.
+    """
+    try:
+        return read(reply)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise Unavailable(f"a reply that is not understood: {reply!r:.60}", True) from error
+
+
+def _listed(reply: Sequence[int]) -> Sequence[int]:
+    if isinstance(reply, bytes):
+        raise TypeError("bytes are a list of numbers only by chance")
+    return reply
+
+
 def wait_us(reply: int) -> int:
     """Read TAKE: microseconds until the cost would fit; 0 if it did, and was counted."""
     return int(reply)
 
 
-def waits_us(reply: bytes | str) -> list[int]:
-    """Read BATCH: for each key what TAKE would have said, at most 10**14 - 1."""
-    return list(map(int, reply.split()))
+def waits_us(reply: bytes | str, number: int | None = None) -> list[int | Unavailable]:
+    """Read BATCH: for each key what TAKE would have said, at most 10**14 - 1; or what is wrong.
+
+    Raises:
+        ValueError: It is not of so many keys.
+    """
+    text = reply if isinstance(reply, str) else reply.decode("utf-8", "replace")
+    text, is_wrong, why = text.partition(" !")
+    waits = list(map(int, text.split()))
+    if number is not None and len(waits) != number:
+        raise ValueError(f"{len(waits)} waits for {number} keys")
+    if not is_wrong:
+        return waits  # type: ignore[return-value]
+    return [fault_of_reply(why) if wait < 0 else wait for wait in waits]
 
 
 def some(reply: Sequence[int]) -> Some:
     """Read TAKE_SOME."""
-    granted, wait = reply
+    granted, wait = map(int, _listed(reply))
     return Some(granted, wait)
 
 
 def grant(reply: Sequence[int]) -> Grant:
     """Read GRANT."""
-    units, wait, stamp = reply
+    units, wait, stamp = map(int, _listed(reply))
     return Grant(units, wait, stamp)
 
 
@@ -240,7 +273,7 @@ def decision(
     The binding quota is, of those that deny, the one with the longest wait; else the one with the
     least remaining; the first of equals. Times in the decision go by the server's clock.
     """
-    clock = reply[0]
+    clock = _listed(reply)[0]
     views = [reply[at : at + 4] for at in range(1, len(reply), 4)]
     denied, binding, most, least = False, 0, 0, math.inf
     for nth, (quota, (used, _, _, deciding)) in enumerate(zip(quotas, views, strict=True)):

@@ -89,13 +89,20 @@ class Wire:
 
     # Calls
 
-    def run(self, script: ScriptLike, keys: Sequence[bytes], args: Sequence[Word] = ()) -> Reply:
+    def run(
+        self,
+        script: ScriptLike,
+        keys: Sequence[bytes],
+        args: Sequence[Word] = (),
+        timeout_s: float | None = None,
+    ) -> Reply:
         """Run a script: EVALSHA, and EVAL if the server does not know it.
 
         Args:
             script: Has `source` and `sha`.
             keys: Its keys, in a cluster all of one slot.
             args: Its arguments.
+            timeout_s: Seconds that this call may take, if not as many as others.
 
         Returns:
             The reply: int, bytes, None or a list of them, whatever `decode_responses` says.
@@ -104,7 +111,7 @@ class Wire:
             Unavailable: The server can't be asked, or gave an error, or no reply in time.
         """
         data = pack(script, keys, args)
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
         if self._slots is None:
             pool = self._pool
         else:
