@@ -190,10 +190,11 @@ class AsyncWire:
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
-    def __del__(self) -> None:
-        # Of a wire that nobody closed; the collector may run in any thread.
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
+        # Of a wire that nobody closed; the collector may run in any thread, and at the end of the
+        # interpreter, when modules are empty.
         loop = getattr(self, "_loop", None)
-        if loop is None or self._pid != os.getpid():
+        if loop is None or self._pid != getpid():
             return
         for pool in self._pools.values():
             try:
