@@ -90,6 +90,7 @@ bench: $(MADE)/package $(MADE)/group-bench ## the benchmarks, peers side by side
 	$(PY) benchmarks/memory.py
 	$(PY) benchmarks/pause.py
 	$(PY) benchmarks/shared.py
+	$(PY) benchmarks/redis.py
 	$(PY) benchmarks/waiting.py
 	$(PY) benchmarks/web.py
 	$(PY) benchmarks/replacements.py
