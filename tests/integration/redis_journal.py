@@ -229,8 +229,11 @@ class Model:
         ends = max(rule.log.now(clock) for rule in rules) + ttl
         for key, rule in zip(keys, rules, strict=True):
             rule.log.add(ends, True, room)
-            lease = self.leases.setdefault((key, self.lives[key], ends), Lease(clock, 0))
-            lease.units += room
+            if room:
+                lease = self.leases.setdefault((key, self.lives[key], ends), Lease(clock, 0))
+                # Two may end at one microsecond: nothing of the later one was used before it began.
+                lease.start = clock
+                lease.units += room
         if room < most:
             wait = max(rule.wait(clock, 1) for rule in rules)
         return [room, wait, ends if room else 0]
