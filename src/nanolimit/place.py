@@ -13,9 +13,10 @@ import re
 import stat
 import threading
 import time
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from nanolimit.clock import shown
 from nanolimit.errors import SharedTableError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
+_UNSAFE = re.compile(r"[^A-Za-z0-9]+")
+_MOST_OF_A_NAME = 40
 _MEMORY = "/dev/shm"
 
 # How long one waits for others that build a table in the same directory. Building takes
@@ -168,6 +171,16 @@ def more_of(shared: str | os.PathLike[str], what: int | str) -> str | Path:
     text, is_path = spelled(shared)
     text += f".{what if isinstance(what, str) else what + 1}"
     return Path(text) if is_path else text
+
+
+def table_of(shared: Any, what: str) -> Any:
+    """Return the name or path of the table that stands beside `shared` for this purpose."""
+    if shared is True:
+        return True
+    text = _UNSAFE.sub("-", what).strip("-")[:_MOST_OF_A_NAME]
+    if text != what:  # two texts may be alike but for their punctuation
+        text = f"{text}-{zlib.crc32(what.encode()):08x}"
+    return more_of(shared, text)
 
 
 def group_id(group: int | str | None) -> int | None:

@@ -185,7 +185,7 @@ def test_a_crowd_with_shared_denials_is_exact(server: RedisServer, api: str) -> 
 
 def test_killed_workers_leave_the_others_whole(server: RedisServer, api: str) -> None:
     keys = 12
-    options = {"shared": api, "timeout": 20, "on_error": "raise"}
+    options = {"name": "web", "shared": api, "timeout": 20, "on_error": "raise"}
     with (
         Worker("sync", Quota(1, per=0.5), server.url, **options) as one,
         Worker("async", Quota(1, per=0.5), server.url, **options) as other,
@@ -214,13 +214,13 @@ def test_killed_workers_leave_the_others_whole(server: RedisServer, api: str) ->
                     break
             else:
                 raise AssertionError(f"{key} is not shared")
-    assert not any(process.alive for process in shared.inspect(f"{api}.denials").processes)
-    open_table(api, "test")._verify()
+    assert not any(process.alive for process in shared.inspect(f"{api}.web.denials").processes)
+    open_table(f"{api}.web", "test")._verify()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_workers_that_were_forked_share(server: RedisServer, api: str) -> None:
-    with RedisRateLimiter("1/hour", server.url, shared=api, timeout=20) as limiter:
+    with RedisRateLimiter("1/hour", server.url, name="web", shared=api, timeout=20) as limiter:
         for key in range(3):
             assert limiter.allow(key)
         assert not limiter.allow(0)
@@ -248,4 +248,4 @@ def test_workers_that_were_forked_share(server: RedisServer, api: str) -> None:
         assert answers == [False, False]
         if time.monotonic() < began_s + 0.5:
             assert asked(server) <= before + 2
-    assert Path(f"{api}.denials").exists()
+    assert Path(f"{api}.web.denials").exists()

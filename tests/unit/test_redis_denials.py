@@ -518,10 +518,10 @@ def test_a_block_by_hand_and_a_denial_are_two_things(folder: Path, store: Store)
     events: list[str] = []
     telemetry.attach("t", ["blocked"], lambda event, *_: events.append(event))
     try:
-        one = RedisRateLimiter("1/minute", store, name="api", shared="api")
+        one = RedisRateLimiter("1/minute", store, name="web", shared="api")
         assert one.allow("k")
         assert not one.allow("k")
-        with shared.attach("api") as operator:
+        with shared.attach("api.web") as operator:
             assert not operator.peek("k").blocked
             assert operator.stats()[:3] == (0, 0, 0)
             operator.block("k", 60)
@@ -536,21 +536,21 @@ def test_a_block_by_hand_and_a_denial_are_two_things(folder: Path, store: Store)
     finally:
         telemetry.detach("t")
     assert events.count("blocked") <= 1  # the operator's
-    info = shared.inspect("api")
-    assert [part.name for part in info.parts] == ["api.records", "api.denials"]
+    info = shared.inspect("api.web")
+    assert [part.name for part in info.parts] == ["api.web.records", "api.web.denials"]
     assert [part.keeps_denials for part in info.parts] == [False, True]
     assert info.parts[1].denied == 0
     assert info.missing_parts == ()
 
 
 def test_each_on_error_shares_denials(folder: Path, store: Store) -> None:
-    one = RedisRateLimiter("1/minute", store, shared="api", on_error="deny")
-    two = RedisRateLimiter("1/minute", store, shared="api", on_error="raise")
+    one = RedisRateLimiter("1/minute", store, name="web", shared="api", on_error="deny")
+    two = RedisRateLimiter("1/minute", store, name="web", shared="api", on_error="raise")
     assert one.allow("k")
     assert not one.allow("k")
     assert asks(store, lambda: two.allow("k")) == (False, 0)
-    assert [each.name for each in folder.iterdir()] == ["api.denials"]
-    assert shared.inspect("api.denials").part_of == "api"
+    assert [each.name for each in folder.iterdir()] == ["api.web.denials"]
+    assert shared.inspect("api.web.denials").part_of == "api.web"
     RedisRateLimiter("1/minute", store, shared="no", deny_cache=False).close()
     assert not (folder / "no.denials").exists()
 
@@ -568,20 +568,20 @@ def test_memory_without_a_name_is_for_children(folder: Path, store: Store) -> No
 
 
 def test_what_is_wrong_with_the_table_is_told_at_once(folder: Path, store: Store) -> None:
-    (folder / "api.denials").write_bytes(b"no table")
-    with pytest.raises(NanolimitError, match=r"api\.denials"):
-        RedisRateLimiter("1/minute", store, shared="api")
-    assert (folder / "api.denials").read_bytes() == b"no table"
-    assert not shared.inspect("api").processes  # it has left that one
+    (folder / "api.web.denials").write_bytes(b"no table")
+    with pytest.raises(NanolimitError, match=r"api\.web\.denials"):
+        RedisRateLimiter("1/minute", store, name="web", shared="api")
+    assert (folder / "api.web.denials").read_bytes() == b"no table"
+    assert not shared.inspect("api.web").processes  # it has left that one
     with pytest.raises(ValueError, match="nodes"):
         RedisRateLimiter("1/minute", store, shared="other", nodes=0)
     assert not list(folder.glob("other*"))
 
 
 def test_rm_removes_it_with_the_others(folder: Path, store: Store) -> None:
-    limiter = RedisRateLimiter("1/minute; 2/hour", store, shared="api")
-    assert {each.name for each in folder.iterdir()} == {"api", "api.2", "api.denials"}
+    limiter = RedisRateLimiter("1/minute; 2/hour", store, name="web", shared="api")
+    assert {each.name for each in folder.iterdir()} == {"api.web", "api.web.2", "api.web.denials"}
     limiter.close()
     del limiter
-    shared.remove("api")
+    shared.remove("api.web")
     assert not list(folder.iterdir())

@@ -716,24 +716,57 @@ def test_a_share_is_never_more_than_the_limit(make: Make, store: Store) -> None:
 def test_a_shared_share(make: Make, store: Store, folder: Path) -> None:
     if sys.platform != "linux":
         pytest.skip("shared tables are for Linux")
-    limiters = [make("10/minute; 100/hour", nodes=4, shared="outage") for _ in range(2)]
+    limiters = [make("10/minute; 100/hour", name="api", nodes=4, shared="here") for _ in range(2)]
     store.down = REFUSED
     assert [limiters[i % 2].allow("k") for i in range(4)] == [True, True, True, False]
     assert limiters[1].check("k").degraded
     assert [limiter.stats().denied for limiter in limiters] == [0, 2]
-    changed = make("20/minute; 100/hour", nodes=4, shared="outage")  # a deployment
+    # A deployment.
+    changed = make("20/minute; 100/hour", name="api", nodes=4, shared="here")
     assert [changed.allow("k") for _ in range(3)] == [True, True, False]
     for limiter in limiters:
         limiter.close()
 
 
+def test_a_shared_share_is_nobody_elses(make: Make, store: Store, folder: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("shared tables are for Linux")
+    plain = RateLimiter("3/minute", shared="here")
+    small, large = make("2/minute", shared="here"), make("5/minute", shared="here")
+    same = make("5/minute", shared="here")
+    store.down = REFUSED
+    assert sum(small.allow("k") for _ in range(9)) == 2
+    assert sum(large.allow("k") for _ in range(4)) == 4
+    assert sum(same.allow("k") for _ in range(9)) == 1
+    assert sum(plain.allow("k") for _ in range(9)) == 3
+    assert plain.quota.limit == 3
+    plain.close()
+
+
 def test_what_is_wrong_with_a_shared_table_is_told_at_once(make: Make, folder: Path) -> None:
     with pytest.raises(TypeError, match=r"on_error='local'.* not on_error='deny'"):
-        make("10/minute", on_error="deny", deny_cache=False, shared="outage")
+        make("10/minute", on_error="deny", deny_cache=False, shared="here")
     assert not list(folder.iterdir())
-    (folder / "outage").write_bytes(b"no table")
-    with pytest.raises((NanolimitError, TypeError)):
-        make("10/minute", shared="outage")
+    if sys.platform != "linux":
+        return
+    make("10/minute", name="web", prefix="app", shared="here").close()
+    outage, denials = sorted(folder.iterdir())
+    assert outage.name.startswith("here.app-web-")
+    assert denials.name == f"{outage.name}.denials"
+    for table in (outage, denials):
+        table.write_bytes(b"no table")
+        with pytest.raises(NanolimitError, match=table.name):
+            make("10/minute", name="web", prefix="app", shared="here")
+        table.unlink()
+
+
+def test_another_type_under_a_keys_name_is_no_outage(make: Make, store: Store) -> None:
+    limiter = make("3/second", on_error="deny")
+    store.down = Unavailable("WRONGTYPE Operation against a key holding the wrong kind of value")
+    assert [limiter.allow("k") for _ in range(9)] == [False] * 9
+    assert limiter.degraded is None
+    store.down = None
+    assert limiter.allow("other")
 
 
 def test_a_cost_above_the_share_is_denied(make: Make, store: Store, heard: list[Any]) -> None:

@@ -24,8 +24,8 @@ from nanolimit.errors import NanolimitError
 from nanolimit.integrations.address import InvalidRequestError
 from nanolimit.integrations.django import configured
 from nanolimit.integrations.outage import Outage
-from nanolimit.integrations.setting import table_of
 from nanolimit.limiter import RateLimiter
+from nanolimit.place import table_of
 from nanolimit.quota import Quota
 from nanolimit.remote import StoreUnavailableError, check_kind, is_limiter
 

@@ -9,7 +9,6 @@ import difflib
 import os
 import re
 import threading
-import zlib
 from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
@@ -20,7 +19,7 @@ from nanolimit.errors import NanolimitError
 from nanolimit.integrations.key import client_ip, user
 from nanolimit.integrations.rule import Rule
 from nanolimit.limiter import RateLimiter
-from nanolimit.place import more_of
+from nanolimit.place import table_of
 from nanolimit.quota import MAX_LIMIT, Quota, checked_quotas
 from nanolimit.remote import is_limiter
 
@@ -39,8 +38,6 @@ _SHARED = ("ON_MISMATCH", "MODE", "GROUP", "STALL_TIMEOUT", "ON_STALL", "TYPICAL
 KNOWN = (*_OWN, *_PRIVATE, "SHARED", *_SHARED)
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
-_UNSAFE = re.compile(r"[^A-Za-z0-9]+")
-_MOST_OF_A_NAME = 40
 
 
 class Setting:
@@ -173,16 +170,6 @@ class Setting:
         _named(name, lambda: Rule(pattern, None))
         limiter = self._limiter(name, rule[1], pattern)
         return Rule(pattern, limiter, key)
-
-
-def table_of(shared: Any, what: str) -> Any:
-    """Return the name or path of the table that stands beside `shared` for this purpose."""
-    if shared is True:
-        return True
-    text = _UNSAFE.sub("-", what).strip("-")[:_MOST_OF_A_NAME]
-    if text != what:  # two patterns may be alike but for their punctuation
-        text = f"{text}-{zlib.crc32(what.encode()):08x}"
-    return more_of(shared, text)
 
 
 def check_quota(limit: Any) -> None:

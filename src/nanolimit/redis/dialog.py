@@ -22,12 +22,13 @@ from nanolimit import _core, telemetry
 from nanolimit.clock import NS_PER_SECOND, nanoseconds, shown
 from nanolimit.errors import LimiterClosedError
 from nanolimit.limiter import _checked_name
+from nanolimit.place import table_of
 from nanolimit.quota import checked_quotas, whole_number
 from nanolimit.redis import script
 from nanolimit.redis.breaker import Breaker
 from nanolimit.redis.counters import Counters
 from nanolimit.redis.denials import Denials, SharedDenials, open_table
-from nanolimit.redis.fault import Unavailable
+from nanolimit.redis.fault import Unavailable, code_of
 from nanolimit.redis.fork import renew_after_fork
 from nanolimit.redis.lease import Lease, Loans, Order, checked_lease, clock_s
 from nanolimit.redis.limit import Limiting
@@ -60,6 +61,9 @@ __all__ = ["Dialog", "Request", "as_buffer", "checked_timeout_s"]
 # Failures in a row after which the store is left alone, and for how many seconds.
 FAILURES = 3
 PAUSE_S = 1.0
+
+#: What the names of all keys in the store begin with, if nothing else is given.
+PREFIX = "nl"
 
 MAX_TIMEOUT_S = 60
 MAX_NODES = 1_000_000
@@ -111,6 +115,8 @@ class Dialog(Limiting):
             )
         nodes = _checked_nodes(nodes)
         # What is wrong with a shared table is told now, to who makes the limiter.
+        if shared is not None:
+            shared = _own_table(shared, prefix, _given_name(name), quotas)
         counted_in = shared if on_error == "local" else None
         self._policy = Policy(on_error, quotas, nodes, self._name, PAUSE_S, counted_in)
         self._denials: Denials | SharedDenials | None = Denials() if deny_cache else None
@@ -605,6 +611,11 @@ class Dialog(Limiting):
     def _failed(self, ticket: int, fault: Unavailable) -> None:
         self._last_reason = fault.reason
         self._counters.count_failure(unknown=fault.outcome_unknown)
+        if code_of(fault.reason) == "WRONGTYPE":
+            # The server is well: something else stands under this key's name.
+            if self._breaker.succeeded(ticket):
+                self._recovered()
+            return
         now_s = monotonic()
         if not self._breaker.failed(ticket, now_s, fault.origin):
             return
@@ -667,6 +678,17 @@ def as_buffer(answers: list[bool]) -> memoryview:
     """Return the answers to a buffer of keys, as `RateLimiter.allow_many` does."""
     buffer: Any = memoryview(bytearray(answers)).cast("?")
     return buffer  # type: ignore[no-any-return]
+
+
+def _own_table(
+    shared: str | os.PathLike[str], prefix: str, name: str | None, quotas: tuple[Quota, ...]
+) -> str | os.PathLike[str]:
+    """Return the shared table of those who count together in the store: nobody else's.
+
+    Not the one of that very name, nor another limiter's: the limits there may be others.
+    """
+    what = "; ".join(map(str, quotas)) if name is None else name
+    return table_of(shared, what if prefix == PREFIX else f"{prefix} {what}")  # type: ignore[no-any-return]
 
 
 def _guard(

@@ -80,12 +80,11 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
             machine that are alike.
         nodes: How many processes share the limit: with ``on_error="local"`` each enforces
             ``ceil(limit / nodes)``. With 1, the whole limit. With `shared`, how many machines.
-        shared: A shared table, by its name or path as of `RateLimiter`, in which all processes of
-            this machine count together while ``on_error="local"`` decides, and beside which
-            stands what one of them was denied, for `deny_cache` of all (``api.denials`` beside
-            ``api``, 4 MiB). Both are made with the limiter. Its name is for this limiter and its
-            store alone: the table of a `RateLimiter` would take over this one's share as its limit.
-            When left out, each process counts and remembers for itself.
+        shared: A shared table, by its name or path as of `RateLimiter`, beside which all processes
+            of this machine count together while ``on_error="local"`` decides, and keep what one of
+            them was denied for `deny_cache` of all (4 MiB): ``web.api`` and ``web.api.denials``
+            for ``shared="web", name="api"``. Both are made with the limiter. Another store takes
+            another name. When left out, each process counts and remembers for itself.
         lease: How much of a hot key's limit may be taken at once, and served without asking: a
             `Lease`. None: nothing is. Of a limit below 20 nothing is, either.
 
