@@ -13,8 +13,8 @@ cdef class DenialTable:
     cdef uint64_t salt, most, patient_from_ns
 
     def __cinit__(self, Limiter limiter not None, salt, cap_ns):
-        """salt: 64 bits, others for each set of limits: what one refuses says nothing of another. cap_ns: how long a denial stands at
-        most."""
+        """salt: 64 bits, others for each set of limits: what one refuses says nothing of another. cap_ns: how long a denial
+        stands at most."""
         cdef nl_table *t = table_of(limiter)
         if t.us.members == NULL or t.rule.algorithm != <uint32_t>NL_GCRA or t.rule.tick_ns != NL_RECORD_TICK_NS:
             raise SharedTableError(f"{limiter.where()}: it does not keep denials")
@@ -78,8 +78,8 @@ cdef class DenialTable:
         return made
 
     def put(self, bytes place not None, uint64_t cost, uint64_t sent_ns, uint64_t retry_ns, Decision decision=None, nth=0):
-        """Keeps that the store, asked after sent_ns, has refused so much for retry_ns. nth: the decision's quota. False: it is not kept,
-        for want of room, or because a stopped process is in the way."""
+        """Keeps that the store, asked after sent_ns, has refused so much for retry_ns. nth: the decision's quota. False: it is
+        not kept, for want of room, or because a stopped process is in the way."""
         cdef nl_table *t
         cdef nl_fingerprint fp = self.at(place)
         cdef nl_now now, sent
@@ -138,7 +138,9 @@ cdef bint answer_of(Decision made, nth, nl_denial *d) except -1:
     cdef uint64_t clock
     cdef uint64_t go[3]
     cdef uint32_t i
-    if made.allowed or made.untracked or made.would_deny or made.blocked_ns or made.tick_ns != NL_RECORD_TICK_NS or made.seconds != EXACT:
+    if made.allowed or made.untracked or made.would_deny or made.blocked_ns:
+        return False
+    if made.tick_ns != NL_RECORD_TICK_NS or made.seconds != EXACT:
         return False
     clock = made.view.now_ns // NL_RECORD_TICK_NS
     go[0] = made.view.deciding_tick + made.window - clock

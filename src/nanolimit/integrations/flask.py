@@ -520,7 +520,8 @@ class _Bound:
                 "NANOLIMIT_SHARED goes with a default limit that is a quota, as in "
                 f"NANOLIMIT_QUOTA = '100/minute', not with {shown(limiter)}"
             )
-        return RateLimiter(limiter, shared=shared, on_mismatch="replace")
+        quota: Any = limiter
+        return RateLimiter(quota, shared=shared, on_mismatch="replace")
 
     def before(self) -> Any:
         """Ask the limits that stand around the view: what `before_request` is given."""
