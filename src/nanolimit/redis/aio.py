@@ -136,14 +136,39 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
             if telemetry.is_wanted("allowed"):
                 telemetry.emit("allowed", units, self._name, key)
             return True
-        if denials is not None and denials.left_s(place, units, monotonic()):
+        sent_s = monotonic()
+        if denials is not None and denials.left_s(place, units, sent_s):
             self._counters.count_repeated()
             if telemetry.is_wanted("denied"):
                 telemetry.emit("denied", units, self._name, key)
             return False
         if not units:
             return True
-        return await self._hold(self._allowing(key, place, units))
+        if loans is not None:
+            return await self._hold(self._allowing(key, place, units))
+        # What `_allowing` does, without its generators: nothing is done more often in a loop.
+        epoch = None if denials is None else denials.epoch
+        arguments, breaker = self._arguments, self._breaker
+        ticket = breaker.enter(sent_s)
+        try:
+            if ticket is None:
+                raise self._not_asked()
+            try:
+                reply = await self._sender.run(
+                    arguments.take, self._names.of(key), arguments.of(units)
+                )
+                wait_us = reply if type(reply) is int else script.understood(int, reply)
+            except Unavailable as fault:
+                self._failed(ticket, fault)
+                raise
+            except BaseException:  # cancelled, or a signal handler raised
+                breaker.abandoned(ticket)
+                raise
+        except Unavailable as fault:
+            return self._decided_without(key, units, fault)
+        if breaker.succeeded(ticket):
+            self._recovered()
+        return self._decided(key, place, units, sent_s, wait_us, epoch)
 
     async def check(self, key: Key, cost: int = 1) -> Decision:
         """Do what `allow` does, and tell more. As `RedisRateLimiter.check`."""

@@ -143,7 +143,7 @@ class Coalescer:
             loop.call_soon(self._turn)
         merges = args is self._one and what is self._take
         joins = merges and self._one_node and keys[0] not in last and not self._wire.clustered
-        if self._may_go(keys, merges) and not (joins and self._direct):
+        if not (joins and self._direct) and self._may_go(keys, merges):
             self._direct += 1
             if merges:
                 last[keys[0]] = None
@@ -184,23 +184,26 @@ class Coalescer:
 
     def _turn(self) -> None:
         """Hand over what was left: called before the wire writes what it got in the turn before."""
-        calls: list[_Call | _Batch] = []
+        gone: list[_Call | _Batch] = []
         room = self._most_calls - self._direct
         while self._calls and self._calls[0].weight <= room:
             call = self._calls.popleft()
             room -= call.weight
-            if call is self._batch:
-                self._batch = None
-            for key in call.left_for():
-                if self._last.get(key) is call:
-                    del self._last[key]
-            sealed = call.seal()
-            if sealed is not None:
-                calls.append(sealed)
+            gone.append(call)
         self._direct = 0
         self._begun = self._is_behind = bool(self._calls)
-        if not self._is_behind:
+        if self._is_behind:
+            # Nobody joins what goes out now; who comes for one of its keys stands behind no other.
+            for call in gone:
+                if call is self._batch:
+                    self._batch = None
+                for key in call.left_for():
+                    if self._last.get(key) is call:
+                        del self._last[key]
+        else:
+            self._batch = None
             self._last.clear()
+        calls = [sealed for sealed in [call.seal() for call in gone] if sealed is not None]
         try:
             if self._wire.clustered:
                 # Of calls to several nodes together, the wire would write with its next turn only.
@@ -426,7 +429,8 @@ class _Batch(Sequence[bytes]):
         """Hand to each who waits what `TAKE` would have said."""
         waits = script.waits_us(reply, len(self._counted))  # type: ignore[arg-type]
         for (_, waiter), wait in zip(self._counted, waits, strict=True):
-            _settle(waiter, _Lost(wait) if isinstance(wait, Unavailable) else wait)
+            if not waiter.done():
+                waiter.set_result(wait if type(wait) is int else _Lost(wait))  # type: ignore[arg-type]
 
     def lose(self, lost: _Lost) -> None:
         """Tell those who wait that there is no reply."""

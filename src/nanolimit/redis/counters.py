@@ -69,6 +69,11 @@ class Counters:
             if degraded:
                 self.degraded += allowed + denied
 
+    def count_allowed(self) -> None:
+        """Count a request that the store allowed."""
+        with self._lock:
+            self.allowed += 1
+
     def count_repeated(self, denied: int = 1) -> None:
         """Count denials that came out of the cache."""
         with self._lock:

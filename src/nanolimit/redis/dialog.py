@@ -330,14 +330,26 @@ class Dialog(Limiting):
         try:
             sent_s, wait_us = yield from self._taking(key, place, units)
         except Unavailable as fault:
-            allowed = self._policy.allow(key, units, fault)
-            self._counters.count(allowed, not allowed, degraded=True)
-            return allowed
+            return self._decided_without(key, units, fault)
+        return self._decided(key, place, units, sent_s, wait_us, epoch)
+
+    def _decided_without(self, key: Key, units: int, fault: Unavailable) -> bool:
+        """Have the policy decide on an `allow`."""
+        allowed = self._policy.allow(key, units, fault)
+        self._counters.count(allowed, not allowed, degraded=True)
+        return allowed
+
+    def _decided(
+        self, key: Key, place: bytes, units: int, sent_s: float, wait_us: int, epoch: object
+    ) -> bool:
+        """Tell of what the store has decided on an `allow`, and keep it if it was denied."""
         if not wait_us:
-            self._tell(True, key, units)
+            self._counters.count_allowed()
+            if telemetry.is_wanted("allowed"):
+                telemetry.emit("allowed", units, self._name, key)
             return True
-        if denials is not None:
-            denials.put(place, units, sent_s, wait_us / _US_PER_SECOND, epoch)
+        if self._denials is not None:
+            self._denials.put(place, units, sent_s, wait_us / _US_PER_SECOND, epoch)
         self._tell(False, key, units)
         return False
 

@@ -60,10 +60,11 @@ class Names:
     Immutable and thread-safe.
     """
 
-    __slots__ = ("_head", "_tails")
+    __slots__ = ("_head", "_head_of_str", "_tails")
 
     def __init__(self, prefix: str, name: str | None, quotas: tuple[Quota, ...]) -> None:
         self._head = _escaped(_utf8(prefix)) + b":{"
+        self._head_of_str = self._head + b"s:"
         self._tails = tuple(b"}:" + rule for rule in _rules(name, quotas))
 
     @property
@@ -82,10 +83,13 @@ class Names:
         """
         if type(key) is str and len(key) < 64 and _UNSAFE_TEXT.search(key) is None:
             # At most 252 bytes in UTF-8.
-            tagged = self._head + b"s:" + key.encode("utf-8", "surrogatepass")
+            tagged = self._head_of_str + key.encode("utf-8", "surrogatepass")
         else:
             tagged = self._head + tag(key)
-        return [tagged + tail for tail in self._tails]
+        tails = self._tails
+        if len(tails) == 1:  # a list comprehension is a call of its own, up to 3.11
+            return [tagged + tails[0]]
+        return [tagged + tail for tail in tails]
 
 
 def _rules(name: str | None, quotas: tuple[Quota, ...]) -> list[bytes]:
