@@ -59,9 +59,9 @@ demo: $(MADE)/package ## a tour, then a replay of LOG=path, or of a generated lo
 	$(PY) -m nanolimit.cli.demo $(if $(LOG),"$(LOG)")
 
 # Three parts side by side, on two cores: the core's C programs and, since they end sooner, the replacements beside their originals; what
-# needs a redis-server or a browser, and waits for it half of the time; and all the rest. With PYTEST_ARGS it is one run, of what they choose.
+# needs a redis-server, a browser or another build, and waits for it half of the time; and all the rest. With PYTEST_ARGS it is one run, of what they choose.
 C_TESTS := tests/c tests/crash/test_step.py tests/crash/test_corrupt.py $(wildcard tests/integration/test_compat_*.py)
-SERVER_TESTS := $(wildcard tests/integration/test_redis_*.py tests/integration/test_dashboard_*.py)
+OUTSIDE_TESTS := tests/packaging $(wildcard tests/integration/test_redis_*.py tests/integration/test_dashboard_*.py)
 C_TESTS_NEED := $(MADE)/package $(MADE)/group-test $(if $(NANOLIMIT_REQUIRE_TOOLS),$(MADE)/group-cross)
 PYTHON_TESTS_NEED := $(MADE)/package $(MADE)/group-test $(if $(PYTHON_FT),$(FT)/.made)
 PYTEST := $(if $(PYTHON_FT),NANOLIMIT_PYTHON_FT="$(CURDIR)/$(FT)/bin/python") $(PY) -m pytest
@@ -71,7 +71,7 @@ test: $(C_TESTS_NEED) $(PYTHON_TESTS_NEED) ## all tests
 ifdef PYTEST_ARGS
 	$(PYTEST) $(PYTEST_ARGS)
 else
-	$(MAKE) --no-print-directory -j3 test-c test-servers test-python
+	$(MAKE) --no-print-directory -j3 test-c test-outside test-python
 endif
 
 # What these two say comes in one piece, when they are done: the dots of the last part are on the screen meanwhile.
@@ -80,14 +80,14 @@ test-c: $(C_TESTS_NEED)
 	@echo "$(C_TESTS): side by side with the others"
 	@$(PY) -m pytest -p no:cacheprovider $(C_TESTS) >$(MADE)/test-c.log 2>&1; status=$$?; echo; cat $(MADE)/test-c.log; exit $$status
 
-.PHONY: test-servers
-test-servers: $(C_TESTS_NEED)
-	@echo "$(SERVER_TESTS): side by side with the others"
-	@$(PY) -m pytest -p no:cacheprovider $(SERVER_TESTS) >$(MADE)/test-servers.log 2>&1; status=$$?; echo; cat $(MADE)/test-servers.log; exit $$status
+.PHONY: test-outside
+test-outside: $(C_TESTS_NEED)
+	@echo "$(OUTSIDE_TESTS): side by side with the others"
+	@$(PY) -m pytest -p no:cacheprovider $(OUTSIDE_TESTS) >$(MADE)/test-outside.log 2>&1; status=$$?; echo; cat $(MADE)/test-outside.log; exit $$status
 
 .PHONY: test-python
 test-python: $(PYTHON_TESTS_NEED)
-	$(PYTEST) $(addprefix --ignore=,$(C_TESTS) $(SERVER_TESTS))
+	$(PYTEST) $(addprefix --ignore=,$(C_TESTS) $(OUTSIDE_TESTS))
 
 .PHONY: bench
 bench: $(MADE)/package $(MADE)/group-bench ## the benchmarks, peers side by side

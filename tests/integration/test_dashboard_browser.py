@@ -206,7 +206,7 @@ def test_rows_stand_still_under_a_hand(page: Browser, limiter: RateLimiter) -> N
     most = limiter.top(1)[0].denied
     until(lambda: most in shown_denials(page), "it is told")
     assert page.texts("#top .name") == before
-    assert "order held" in page.text("#top-note")
+    until(lambda: "order held" in page.text("#top-note"), "it is said")
     page.run("document.activeElement.blur()")
     page.emulate(width=1101)  # a pointer that stays where it was would hold it as well
     page.find("h1").click()

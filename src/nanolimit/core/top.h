@@ -177,13 +177,15 @@ static NL_COLD void nl_top_repair(const nl_top *top, nl_top_pane *pane) {
     for (uint32_t i = pane->used / 2; i-- > 0;) nl_top_sink(top, pane, i);
 }
 
-static inline void nl_top_empty(const nl_top *top, nl_top_pane *pane, uint64_t epoch) {
+/* missed: as it was before the lock was taken. What is missed since then is missed in the new epoch. */
+static inline void nl_top_empty(const nl_top *top, nl_top_pane *pane, uint64_t epoch, uint64_t missed) {
     nl_store64(&pane->epoch, 0);
     nl_fence_release();
     nl_top_unchain_all(top, pane);
     NL_POINT(top_emptied);
     nl_store32(&pane->used, 0);
-    nl_store64(&pane->missed, 0);
+    const uint64_t known = nl_load64(&pane->missed); /* less than it was, if another has emptied it meanwhile */
+    nl_add64(&pane->missed, 0 - (missed < known ? missed : known));
     nl_store64_release(&pane->epoch, epoch);
 }
 
@@ -248,6 +250,7 @@ static inline void nl_top_add(const nl_top *top, const nl_party *us, nl_fingerpr
     for (int tries = 0; tries < NL_TOP_TRIES; tries++) {
         const uint64_t epoch = nl_top_epoch(top, now_ns);
         nl_top_pane *pane = nl_top_pane_of(top, epoch);
+        const uint64_t missed = nl_load64(&pane->missed);
         nl_taking taking = nl_lock_take(us, &pane->lock, NL_QUICKLY);
         if (taking == NL_BUSY) {
             const uint32_t owner = nl_load32(&pane->lock);
@@ -259,7 +262,7 @@ static inline void nl_top_add(const nl_top *top, const nl_party *us, nl_fingerpr
         NL_POINT(top_locked);
         if (taking == NL_INHERITED || pane->used > top->keys) nl_top_repair(top, pane);
         bool done = false;
-        if (nl_load64(&pane->epoch) < epoch) nl_top_empty(top, pane, epoch);
+        if (nl_load64(&pane->epoch) < epoch) nl_top_empty(top, pane, epoch, missed);
         if (nl_load64(&pane->epoch) == epoch) { /* else the time went on meanwhile, by ten minutes */
             if (!nl_top_count_in(top, pane, fp, now_ns)) nl_top_admit(top, pane, fp, now_ns, form, text);
             done = true;
