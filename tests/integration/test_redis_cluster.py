@@ -200,7 +200,8 @@ def test_one_node_that_is_stopped_or_gone_takes_only_its_own_keys_along(make: Ma
         keys = [keys_of(own, node, 2) for node in own.nodes]
         wire = make(own.url, 1.0)
         calls = [(COUNT, [key], [1]) for pair in keys for key in pair]
-        # Until it knows the map, and has connections: on a busy machine a second is little for that.
+        wire.run_many(calls)
+        # Now it knows the map. On a busy machine a second is little for that and the connections.
         deadline = time.monotonic() + PATIENT_S
         while not all(isinstance(each, int) for each in wire.run_many(calls)):
             assert time.monotonic() < deadline
