@@ -133,7 +133,7 @@ def test_who_comes_later_does_not_stand_in_line(limiter: RateLimiter, manual: Ma
 
 
 def test_a_line_without_a_clock_of_its_own() -> None:
-    limiter = RateLimiter(1, per=0.2)
+    limiter = RateLimiter(1, per=1)
     assert limiter.allow("user")
     waiters = [Waiting(limiter, lambda: come(limiter)) for _ in range(5)]
     limiter.block("user", 3600)
@@ -145,7 +145,7 @@ def test_a_line_without_a_clock_of_its_own() -> None:
 @pytest.mark.parametrize("timeout", [None, PATIENCE_S])
 @pytest.mark.parametrize("library", ["asyncio", "trio"])
 def test_tasks_in_line(library: str, timeout: float | None) -> None:
-    limiter = RateLimiter(1, per=0.2)
+    limiter = RateLimiter(1, per=1)
     assert limiter.allow("user")
     turns: list[Turn] = []
 
