@@ -11,6 +11,7 @@ store's.
 from __future__ import annotations
 
 import threading
+from abc import abstractmethod
 from array import array
 from collections.abc import Generator
 from functools import partial
@@ -302,9 +303,9 @@ class Dialog(Limiting):
         if loans is not None and loans.lend(order, grant, taken):
             self._watch(loans)
 
+    @abstractmethod
     def _watch(self, loans: Loans) -> None:
         """See to it that what is left of the loans is given back at their ends."""
-        raise NotImplementedError
 
     def _returning(self, due: list[Due]) -> Generator[list[Request], Any, None]:
         """Give back what nobody uses any more. Nothing is sent twice: else it is lost."""
