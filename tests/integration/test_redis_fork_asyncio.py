@@ -171,7 +171,7 @@ def test_processes_of_multiprocessing(server: RedisServer) -> None:
             await asyncio.to_thread(end, started)
             await ask(50, 1)
 
-        # Before the early ones, which else are told yes themselves if they are faster than this one.
+        # Before the early ones, which would be told yes if they were faster than main.
         asyncio.run(fill())
         early = start()  # of limiters that were not used yet
         asyncio.run(main())
