@@ -170,8 +170,8 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
                 if joined is None:
                     reply = await self._sender.run(arguments.take, names, arguments.of(units))
                 else:
-                    reply = answered(await joined)
-                wait_us = reply if type(reply) is int else script.understood(int, reply)
+                    reply = await joined
+                wait_us = reply if type(reply) is int else script.understood(int, answered(reply))
             except Unavailable as fault:
                 self._failed(ticket, fault)
                 raise
