@@ -277,6 +277,9 @@ class AsyncWire:
         """Send a request that did not run until it does."""
         where: AsyncPool | None = pool
         for _ in range(HOPS_MAX - 1):
+            now = self._clock()
+            if now >= deadline:  # a reply came in time, and something has blocked the loop
+                deadline = now + self._timeout_s
             try:
                 reply = await self._exchange(pool, request.packed(), deadline, request.asking)
             except Unavailable as fault:
@@ -288,6 +291,8 @@ class AsyncWire:
             pool = where
             if type(reply) is ErrorReply and reply.text.startswith("TRYAGAIN"):
                 await asyncio.sleep(max(0.0, min(TRY_AGAIN_S, deadline - self._clock())))
+                if self._clock() >= deadline:
+                    return
 
     def _settle(self, request: Request, reply: Reply, pool: AsyncPool) -> AsyncPool | None:
         """Take a reply; return where to send the request anew, None if it is over."""
