@@ -284,8 +284,8 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         """Watch what is left of the loans of a loop that is closed: its timer does not ring."""
         loop = asyncio.get_running_loop()
         if loop is not self._watcher and (self._watcher is None or self._watcher.is_closed()):
+            self._begin_watching()
             self._watcher = loop
-            self._timer = None
             self._watch(loans)
 
     async def _kept(self, order: Order) -> Any:
