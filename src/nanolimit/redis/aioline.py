@@ -10,15 +10,33 @@ from typing import Any, cast
 
 from nanolimit.redis.fault import Unavailable, fault_of_connecting
 from nanolimit.redis.line import Cut
-from nanolimit.redis.resp import NOTHING, ProtocolError, Reader, Reply
+from nanolimit.redis.resp import NOTHING, ErrorReply, ProtocolError, Reader, Reply
 
-__all__ = ["AsyncLine", "AsyncPool"]
+__all__ = ["AsyncLine", "AsyncPool", "Tell"]
+
+#: Is told of a reply; it does not raise.
+Tell = Callable[[Reply], None]
 
 # The client library bounds each step of connecting, but not what a provider of passwords does.
 _MAKING_MAX_S = 30.0
 
 # A turn of the loop that takes longer is not counted as the server's.
 _LATE_S = 0.005
+
+
+class _Told(asyncio.Future[Reply]):
+    """The reply to come, of which somebody is told at once.
+
+    Those who wait on a future run with the next turn of the loop; were what they hand on to others
+    one turn later still, those who have asked together would come in two crowds from then on.
+    """
+
+    _tell: Tell
+
+    def set_result(self, result: Reply) -> None:
+        super().set_result(result)
+        if type(result) is not ErrorReply:
+            self._tell(result)
 
 
 class _Waiter:
@@ -76,19 +94,27 @@ class AsyncLine(asyncio.Protocol):
         """Whether a request may go out on it."""
         return self._lost is None and self._ended is not None
 
-    def call(self, data: bytes, deadline: float, skip: bool = False) -> asyncio.Future[Reply]:
+    def call(
+        self, data: bytes, deadline: float, skip: bool = False, tell: Tell | None = None
+    ) -> asyncio.Future[Reply]:
         """Send a request with this turn of the loop.
 
         Args:
             data: Its bytes.
             deadline: In the loop's time.
             skip: Two replies will come, of which the first is not wanted.
+            tell: Is told of the reply when it comes, unless it is an error or nobody waits for it.
 
         Returns:
             The reply to come. It raises Cut where nothing was sent, Unavailable where the outcome
             is unknown.
         """
-        future: asyncio.Future[Reply] = self._loop.create_future()
+        future: asyncio.Future[Reply]
+        if tell is None:
+            future = self._loop.create_future()
+        else:
+            future = told = _Told(loop=self._loop)
+            told._tell = tell
         if self._lost is not None:
             future.set_exception(Cut(self._lost))
             return future
