@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
+from nanolimit import supervisor
 from nanolimit.redis.fault import Unavailable, fault_of_connecting
 from nanolimit.redis.line import Cut
 from nanolimit.redis.resp import NOTHING, ErrorReply, ProtocolError, Reader, Reply
@@ -262,6 +263,44 @@ def _abort(connection: Any) -> None:
         connection._reader = connection._writer = None
 
 
+async def _connect(connection: Any) -> None:
+    """Have a connection of the client library connect, without a halt of the loop."""
+    context = getattr(connection, "ssl_context", None)
+    if context is not None:
+        # It keeps what it made. To read all certificates of the system takes tens of milliseconds,
+        # before a byte is sent: with a server that is gone, at each probe.
+        await _in_thread(context.get)
+    await connection.connect()
+
+
+async def _in_thread(work: Callable[[], object]) -> None:
+    """Do it in a thread that ends with it; raise what it raises."""
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: Exception | None) -> None:
+        if over.done():
+            return  # cancelled
+        if error is None:
+            over.set_result(None)
+        else:
+            over.set_exception(error)
+
+    def run() -> None:
+        fault: Exception | None = None
+        try:
+            work()
+        except Exception as error:
+            fault = error
+        try:
+            loop.call_soon_threadsafe(tell, fault)
+        except RuntimeError:
+            pass  # the loop was closed meanwhile
+
+    supervisor.once("nanolimit-connect", run)
+    await over
+
+
 class AsyncPool:
     """The one line to a server, made anew when it breaks.
 
@@ -321,7 +360,7 @@ class AsyncPool:
         connection: Any = None
         try:
             connection = self._connection()
-            await asyncio.wait_for(connection.connect(), _MAKING_MAX_S)
+            await asyncio.wait_for(_connect(connection), _MAKING_MAX_S)
             line = AsyncLine(connection, self.name, self._ended)
         except Exception as error:
             _abort(connection)
