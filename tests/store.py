@@ -179,5 +179,8 @@ class AsyncStoreWire:
     async def run_many(self, calls: Iterable[Any], tells: Iterable[Any] = ()) -> list[Any]:
         return self._wire.run_many(calls)
 
-    def close(self) -> None:
+    async def drain(self) -> None:
+        """Nothing is ever on its way."""
+
+    async def aclose(self) -> None:
         self._wire.close()

@@ -93,7 +93,10 @@ class Writes:
         await self.replies.wait()
         return replies
 
-    def close(self) -> None:
+    async def drain(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
         pass
 
 
