@@ -176,7 +176,7 @@ class AsyncStoreWire:
     ) -> Any:
         return self._wire.run(what, keys, args, timeout_s)
 
-    async def run_many(self, calls: Iterable[Any]) -> list[Any]:
+    async def run_many(self, calls: Iterable[Any], tells: Iterable[Any] = ()) -> list[Any]:
         return self._wire.run_many(calls)
 
     async def drain(self) -> None:

@@ -8,17 +8,36 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
+from nanolimit import supervisor
 from nanolimit.redis.fault import Unavailable, fault_of_connecting
 from nanolimit.redis.line import Cut
-from nanolimit.redis.resp import NOTHING, ProtocolError, Reader, Reply
+from nanolimit.redis.resp import NOTHING, ErrorReply, ProtocolError, Reader, Reply
 
-__all__ = ["AsyncLine", "AsyncPool"]
+__all__ = ["AsyncLine", "AsyncPool", "Tell"]
+
+#: Is told of a reply; it does not raise.
+Tell = Callable[[Reply], None]
 
 # The client library bounds each step of connecting, but not what a provider of passwords does.
 _MAKING_MAX_S = 30.0
 
 # A timer that rings later than this: something blocked the loop.
 _LATE_S = 0.005
+
+
+class _Told(asyncio.Future[Reply]):
+    """The reply to come, of which somebody is told at once.
+
+    Those who wait on a future run with the next turn of the loop; were what they hand on to others
+    one turn later still, those who have asked together would come in two crowds from then on.
+    """
+
+    _tell: Tell
+
+    def set_result(self, result: Reply) -> None:
+        super().set_result(result)
+        if type(result) is not ErrorReply:
+            self._tell(result)
 
 
 class _Waiter:
@@ -76,19 +95,27 @@ class AsyncLine(asyncio.Protocol):
         """Whether a request may go out on it."""
         return self._lost is None and self._ended is not None
 
-    def call(self, data: bytes, deadline: float, skip: bool = False) -> asyncio.Future[Reply]:
+    def call(
+        self, data: bytes, deadline: float, skip: bool = False, tell: Tell | None = None
+    ) -> asyncio.Future[Reply]:
         """Send a request with this turn of the loop.
 
         Args:
             data: Its bytes.
             deadline: In the loop's time.
             skip: Two replies will come, of which the first is not wanted.
+            tell: Is told of the reply when it comes, unless it is an error or nobody waits for it.
 
         Returns:
             The reply to come. It raises Cut where nothing was sent, Unavailable where the outcome
             is unknown.
         """
-        future: asyncio.Future[Reply] = self._loop.create_future()
+        future: asyncio.Future[Reply]
+        if tell is None:
+            future = self._loop.create_future()
+        else:
+            future = told = _Told(loop=self._loop)
+            told._tell = tell
         if self._lost is not None:
             future.set_exception(Cut(self._lost))
             return future
@@ -237,6 +264,44 @@ def _abort(connection: Any) -> None:
         connection._reader = connection._writer = None
 
 
+async def _connect(connection: Any) -> None:
+    """Have a connection of the client library connect, without a halt of the loop."""
+    context = getattr(connection, "ssl_context", None)
+    if context is not None:
+        # It keeps what it made. To read all certificates of the system takes tens of milliseconds,
+        # before a byte is sent: with a server that is gone, at each probe.
+        await _in_thread(context.get)
+    await connection.connect()
+
+
+async def _in_thread(work: Callable[[], object]) -> None:
+    """Do it in a thread that ends with it; raise what it raises."""
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: Exception | None) -> None:
+        if over.done():
+            return  # cancelled
+        if error is None:
+            over.set_result(None)
+        else:
+            over.set_exception(error)
+
+    def run() -> None:
+        fault: Exception | None = None
+        try:
+            work()
+        except Exception as error:
+            fault = error
+        try:
+            loop.call_soon_threadsafe(tell, fault)
+        except RuntimeError:
+            pass  # the loop was closed meanwhile
+
+    supervisor.once("nanolimit-connect", run)
+    await over
+
+
 class AsyncPool:
     """The one line to a server, made anew when it breaks.
 
@@ -296,7 +361,7 @@ class AsyncPool:
         connection: Any = None
         try:
             connection = self._connection()
-            await asyncio.wait_for(connection.connect(), _MAKING_MAX_S)
+            await asyncio.wait_for(_connect(connection), _MAKING_MAX_S)
             line = AsyncLine(connection, self.name, self._ended)
         except Exception as error:
             _abort(connection)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nanolimit.redis.aioline import AsyncPool
+from nanolimit.redis.aioline import AsyncPool, Tell
 from nanolimit.redis.cluster import Address, SlotMap, redirect, slot_of
 from nanolimit.redis.fault import Unavailable, code_of, fault_of_reply
 from nanolimit.redis.line import Cut
@@ -128,11 +128,18 @@ class AsyncWire:
             raise request.result
         return request.result
 
-    async def run_many(self, calls: Iterable[Call]) -> list[Reply | Unavailable]:
+    async def run_many(
+        self, calls: Iterable[Call], tells: Iterable[Tell | None] = ()
+    ) -> list[Reply | Unavailable]:
         """Run many scripts: one write to each server.
 
         They run in order on each server, but not as one: others may come in between. All of it
         takes at most `timeout_s`.
+
+        Args:
+            calls: Each a script, its keys and its arguments.
+            tells: For each call, who is told of its reply as soon as it comes, if it comes as one
+                should: the tasks that wait for this run a turn of the loop later.
 
         Returns:
             For each call its reply, or the `Unavailable` that `run` would have raised.
@@ -140,6 +147,8 @@ class AsyncWire:
         self._enter()
         deadline = self._clock() + self._timeout_s
         requests = [Request(*call) for call in calls]
+        for request, tell in zip(requests, tells, strict=False):
+            request.tell = tell
         groups: dict[AsyncPool, list[Request]] = {}
         for request in requests:
             try:
@@ -272,7 +281,10 @@ class AsyncWire:
             self._suspect()
             return [fault.again() for _ in requests]
         # Nothing is awaited between them, so that they are one write.
-        return [line.call(request.packed(), deadline, request.asking) for request in requests]
+        return [
+            line.call(request.packed(), deadline, request.asking, request.tell)
+            for request in requests
+        ]
 
     async def _finish(
         self,

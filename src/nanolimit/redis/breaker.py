@@ -61,7 +61,8 @@ class Breaker:
         self.failures = failures
         self.pause_s = float(pause_s)
         self._probe_timeout_s = float(probe_timeout_s)
-        self._lock = threading.Lock()
+        # Reentrant, like every lock of the face: a signal handler may ask the limiter as well.
+        self._lock = threading.RLock()
         self._state: State = "closed"
         # Grows whenever it opens or a probe goes: what earlier callers report is old news then.
         self._ticket = 0
@@ -154,5 +155,5 @@ class Breaker:
 
     def after_fork(self) -> None:
         """In the child: another thread of the parent may have held the lock."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._origins = []

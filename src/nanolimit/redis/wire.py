@@ -59,7 +59,8 @@ class Wire:
         self._size = checked_size(max_connections, self._target.max_connections)
         self._closed = False
         self._pools: dict[Address, Pool] = {}
-        self._lock = threading.Lock()  # of _pools
+        # Of _pools. Reentrant, like every lock of the face.
+        self._lock = threading.RLock()
         self._refreshing = threading.Lock()
         self._slots: SlotMap | None = SlotMap() if self._target.clustered else None
         self._stale_slots = self._target.clustered
@@ -164,8 +165,9 @@ class Wire:
 
     def after_fork(self) -> None:
         """In the child: threads of the parent may have held the locks."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._refreshing = threading.Lock()
+        self._pools = {self._seed: self._pool}
 
     # One exchange
 
@@ -215,9 +217,7 @@ class Wire:
                         request.result = fault.again()
             anew = []
             while sent:
-                pool, line, requests = sent[0]
-                anew += self._receive(pool, line, requests, deadline)
-                sent.pop(0)
+                anew += self._receive(*sent.pop(0), deadline)
             return anew
         finally:
             for pool, line, _ in sent:  # broken off: replies may still come on these
@@ -252,9 +252,11 @@ class Wire:
                 if request.asking:
                     line.read(deadline)
                 replies.append(line.read(deadline))
-        except Unavailable as error:
-            fault = error
+        except BaseException as error:
             pool.drop(line)
+            if not isinstance(error, Unavailable):
+                raise
+            fault = error
             self._suspect()
             for request in requests[len(replies) :]:
                 request.result = fault.again()
@@ -355,7 +357,8 @@ class Wire:
         return Pool(connect, name, self._size)
 
     def _redirected(self, text: str, pool: Pool) -> tuple[int, Address]:
-        asked = next((each for each, other in self._pools.items() if other is pool), self._seed)
+        pools = list(self._pools.items())  # in one step: other threads add to them
+        asked = next((each for each, other in pools if other is pool), self._seed)
         slot, address = redirect(text, asked)
         return slot, self._remapped(address)
 
