@@ -298,8 +298,8 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         """Watch what is left of the loans of a loop that is closed: its timer does not ring."""
         loop = asyncio.get_running_loop()
         if loop is not self._watcher and (self._watcher is None or self._watcher.is_closed()):
-            self._begin_watching()
             self._watcher = loop
+            self._timer = None
             self._watch(loans)
 
     async def _kept(self, order: Order) -> Any:
@@ -344,17 +344,14 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         self._watch(loans)
 
     async def _give_back(self, loans: Loans, over_s: float) -> None:
-        """Give back all there is, and what is on its way here, by that time of the loop."""
-        loop = asyncio.get_running_loop()
-        if self._tasks and loop is self._watcher:
-            await asyncio.wait(self._tasks, timeout=max(over_s - loop.time(), 0.0))
+        """Give back all there is, by that time of the loop."""
         due = loans.close()
         if self._timer is not None:
             self._timer.cancel()
         if due:
             returned = self._hold(self._returning(due))
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(returned, over_s - loop.time())
+                await asyncio.wait_for(returned, over_s - asyncio.get_running_loop().time())
 
     def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         task = asyncio.get_running_loop().create_task(work)
