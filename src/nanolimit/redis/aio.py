@@ -237,7 +237,8 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
                 if self._loans is not None:
                     if self._timer is not None:
                         self._timer.cancel()
-                    await self._hold(self._returning(self._loans.close()))
+                    until_s = monotonic() + self._timeout_s
+                    await self._hold(self._returning(self._loans.close(), until_s))
             finally:
                 self._wire.close()
 
