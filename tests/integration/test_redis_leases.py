@@ -157,8 +157,8 @@ def test_close_gives_back(make: Make, server: RedisServer) -> None:
     assert counted(server) == asked + 1
 
 
-def test_close_does_not_wait_again_and_again(make: Make, server: RedisServer) -> None:
-    limiter = make("1000/hour", server.url, lease=Lease(ttl=60.0), timeout=0.5)
+def test_close_does_not_wait_again_and_again(server: RedisServer) -> None:
+    limiter = RedisRateLimiter("1000/hour", server.url, lease=Lease(ttl=60.0), timeout=0.5)
     for _ in range(HOT + 1):
         for key in range(300):
             limiter.allow(key)

@@ -274,13 +274,13 @@ class Dialog(Limiting):
                 left_s = sent_s + self._timeout_s - monotonic()
                 if not grant.units or left_s <= 0:
                     return sent_s, grant.wait_us
-                sent_s = monotonic()
+                again_s = monotonic()
                 request = arguments.take, names, arguments.of(units), left_s
                 try:
-                    wait_us = yield from self._asking(request, sent_s, script.wait_us)
+                    wait_us = yield from self._asking(request, again_s, script.wait_us)
                 except Unavailable:
                     return sent_s, grant.wait_us  # that it did not fit is known
-                return sent_s, wait_us
+                return again_s, wait_us
         sent_s = monotonic()
         asked = arguments.take, names, arguments.of(units)
         wait_us = yield from self._asking(asked, sent_s, script.wait_us)
@@ -407,12 +407,12 @@ class Dialog(Limiting):
         try:
             was_there = yield from self._asking(request, monotonic(), bool)
         except Unavailable as fault:
-            self._forget(place)
             return self._policy.reset(key, fault)
         finally:
+            # Also where nobody waits for the reply any more.
             if loans is not None:
                 loans.unbar(place)
-        self._forget(place)
+            self._forget(place)
         # What was counted here in the meantime goes as well.
         was_here = self._policy.reset(key)
         return was_there or was_here
@@ -685,7 +685,6 @@ class Dialog(Limiting):
             self._closed = True
         if self._denials is not None:
             self._denials.close()
-        self._policy.close()
         return True
 
     def after_fork(self) -> None:

@@ -319,6 +319,7 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
         """
         if self._shut():
             self._bell.set()
+            self._policy.close()
             try:
                 if self._loans is not None:
                     until_s = monotonic() + self._timeout_s
