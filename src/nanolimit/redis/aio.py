@@ -105,6 +105,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         super().__init__(
             quota,
             per,
+            wire,
             name=name,
             prefix=prefix,
             on_error=on_error,
@@ -152,14 +153,14 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         ticket = breaker.enter(sent_s)
         try:
             if ticket is None:
-                raise self._not_asked()
+                breaker, ticket = self._entered(self._names.of(key)[0], sent_s)
             try:
                 reply = await self._sender.run(
                     arguments.take, self._names.of(key), arguments.of(units)
                 )
                 wait_us = reply if type(reply) is int else script.understood(int, reply)
             except Unavailable as fault:
-                self._failed(ticket, fault)
+                self._failed(breaker, ticket, fault)
                 raise
             except BaseException:  # cancelled, or a signal handler raised
                 breaker.abandoned(ticket)
@@ -167,7 +168,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         except Unavailable as fault:
             return self._decided_without(key, units, fault)
         if breaker.succeeded(ticket):
-            self._recovered()
+            self._recovered(breaker)
         return self._decided(key, place, units, sent_s, wait_us, epoch)
 
     async def check(self, key: Key, cost: int = 1) -> Decision:

@@ -124,6 +124,7 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
         super().__init__(
             quota,
             per,
+            wire,
             name=name,
             prefix=prefix,
             on_error=on_error,
