@@ -198,6 +198,19 @@ def test_why_a_node_was_not_asked(make: Make, store: Store) -> None:
     assert limiter.allow(ONE)
 
 
+def test_it_is_degraded_until_a_probe_was_answered(make: Make, store: Store) -> None:
+    limiter = make("1000/second")
+    store.down_at[B] = OOM
+    fail(limiter, TWO)
+    store.down_at.clear()
+    store.now_s += PAUSE_S
+    seen: list[object] = []
+    store.on_call = lambda: seen.append(limiter.degraded)
+    assert not limiter.check(TWO).degraded
+    assert seen == [f"{B}: OOM command not allowed"]
+    assert limiter.degraded is None
+
+
 # --- batches
 
 
@@ -261,6 +274,33 @@ def test_a_batch_with_two_nodes_away(make: Make, store: Store) -> None:
     store.calls.clear()
     assert limiter.allow_many(mixed(1)) == [True, False, False]
     assert len(store.calls) == 1
+
+
+def test_of_two_nodes_that_fail_one_may_have_counted(make: Make, store: Store) -> None:
+    limiter = make("10/second", on_error="deny")
+    store.down_at.update({A: REFUSED, B: TIMED_OUT})
+    assert limiter.allow_many([ONE, TWO, THREE]) == [False, False, True]
+    assert limiter.stats()[4:6] == (1, 1)
+
+
+def test_a_batch_that_fails_as_a_whole_is_not_gone_on_with(
+    make: Make, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter = make("10/second", on_error="deny")
+
+    # What the wire itself raises, as when it is closed meanwhile, is of all calls.
+    def closed(self: StoreWire, calls: Any) -> Any:
+        store.calls.append("many")
+        raise Unavailable("it was closed")
+
+    monkeypatch.setattr(StoreWire, "run_many", closed)
+    assert limiter.allow_many(mixed(BATCH_KEYS)) == [False] * 3 * BATCH_KEYS
+    assert store.calls == ["many"]
+    assert limiter.stats().failures == 1
+    for _ in range(FAILURES - 1):
+        limiter.allow_many(mixed(1))
+    assert limiter.allow_many(mixed(1)) == [False] * 3
+    assert len(store.calls) == FAILURES
 
 
 def test_in_a_batch_a_strange_key_is_no_fault_of_its_node(make: Make, store: Store) -> None:
@@ -359,12 +399,30 @@ def test_a_failure_counts_for_the_node_that_failed(
     assert not limiter.check(ONE).degraded
     assert limiter.check(TWO).degraded
     assert [each[:2] for each in told] == [("degraded", str(B))]
-    # What was sent to it before is old news.
+    # What was sent to it before is old news: it is no probe, and does not prolong the pause.
+    store.now_s += PAUSE_S
     store.faults = [redirected(B)]
-    store.now_s += PAUSE_S / 2
     assert limiter.check(ONE).degraded
-    store.now_s += PAUSE_S / 2
     assert not limiter.check(TWO).degraded
+
+
+def test_of_a_node_that_has_gone_meanwhile_nothing_is_told(
+    make: Make, store: Store, told: list[tuple[object, ...]]
+) -> None:
+    """Of requests that were let in before, more than it takes may fail after it has gone."""
+    limiter = make("1000/second")
+    assert not limiter.check(TWO).degraded
+    gone = limiter._breakers.at(B)
+    store.slots = slots_of(A, C)
+    assert not limiter.check(ONE).degraded
+    assert limiter._breakers.at(B) is None
+    for _ in range(FAILURES + 1):
+        ticket = gone.enter(store.now_s)
+        if ticket is not None:
+            limiter._failed(gone, ticket, TIMED_OUT)
+    assert gone.state == "open"
+    assert told == []
+    assert limiter.degraded is None
 
 
 def test_a_probe_that_is_sent_on_and_fails_leaves_the_next_one_its_turn(

@@ -152,6 +152,14 @@ def test_those_for_whom_no_time_is_left_are_not_sent_and_not_to_blame(
     assert [wire._pools[node].failed_s > 0 for node in NODES] == [True, False, False]
 
 
+def test_what_was_sent_in_part_may_have_counted_there_and_nowhere_else(
+    wire: Any, clock: Clock
+) -> None:
+    wire._pools[A].hangs_in = "send"
+    found = wire.run_many([*CALLS, CALLS[0]])
+    assert [each.outcome_unknown for each in found] == [True, False, False, True]
+
+
 def test_one_that_fails_at_once_leaves_the_others_their_time(wire: Any, clock: Clock) -> None:
     def refuse(deadline: float) -> Any:
         raise Unavailable("connection refused")
@@ -186,7 +194,9 @@ def test_the_map_is_asked_of_those_that_answer(
 
 @pytest.mark.parametrize("text", ["OOM x", "READONLY x", "MASTERDOWN x", "CLUSTERDOWN x"])
 @pytest.mark.parametrize("many", [False, True])
-def test_of_an_error_it_is_known_who_said_it(wire: Any, clock: Clock, text: str, many: bool) -> None:
+def test_of_an_error_it_is_known_who_said_it(
+    wire: Any, clock: Clock, text: str, many: bool
+) -> None:
     wire._pools[B].reply = ErrorReply(text)
     if many:
         fault = wire.run_many(CALLS)[1]
