@@ -16,6 +16,7 @@ from nanolimit.redis import limiter as limiter_module
 from nanolimit.redis.cluster import SLOTS, Address, SlotMap, slot_of
 from nanolimit.redis.dialog import FAILURES, PAUSE_S
 from nanolimit.redis.fault import Unavailable
+from nanolimit.redis.lease import HOT
 from nanolimit.redis.script import BATCH_KEYS
 from store import AsyncStoreWire, Store, StoreWire
 
@@ -196,6 +197,29 @@ def test_why_a_node_was_not_asked(make: Make, store: Store) -> None:
     with pytest.raises(StoreUnavailableError, match=f"{B} is left alone for now.*: OOM command"):
         limiter.allow(TWO)
     assert limiter.allow(ONE)
+
+
+def test_a_node_that_is_left_alone_is_asked_for_no_loan(make: Make, store: Store) -> None:
+    limiter = make("1000/minute", lease=Lease())
+    for _ in range(4 * HOT):
+        for key in (ONE, TWO, THREE):
+            assert limiter.allow(key)
+    assert limiter.stats().leased > 3 * HOT
+    store.down_at[B] = REFUSED
+    while limiter.degraded is None:  # what is in hand is used before
+        assert limiter.allow(TWO)
+    store.calls.clear()
+    failures = limiter.stats().failures
+    for _ in range(4 * HOT):
+        assert limiter.allow(TWO)
+    assert store.calls == []
+    assert limiter.stats().failures == failures
+    leased = limiter.stats().leased
+    for _ in range(4 * HOT):
+        assert limiter.allow(ONE)
+    assert limiter.stats().leased > leased
+    store.down_at.clear()
+    limiter.close()
 
 
 def test_it_is_degraded_until_a_probe_was_answered(make: Make, store: Store) -> None:

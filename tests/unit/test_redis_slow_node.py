@@ -168,10 +168,11 @@ def test_one_that_fails_at_once_leaves_the_others_their_time(wire: Any, clock: C
     assert [isinstance(each, int) for each in wire.run_many(CALLS)] == [False, True, True]
 
 
+@pytest.mark.parametrize("step", ["take", "send", "read"])
 def test_the_map_is_asked_of_those_that_answer(
-    wire: Any, clock: Clock, asked: list[Address]
+    wire: Any, clock: Clock, asked: list[Address], step: str
 ) -> None:
-    wire._pools[A].hangs_in = "read"
+    wire._pools[A].hangs_in = step
     with pytest.raises(Unavailable) as caught:
         wire.run(*CALLS[0])
     assert caught.value.node == A
@@ -252,9 +253,10 @@ def in_a_loop(asked: list[Address], test: Any) -> None:
     asyncio.run(run())
 
 
-def test_in_asyncio_the_map_is_asked_of_those_that_answer(asked: list[Address]) -> None:
+@pytest.mark.parametrize("step", ["take", "send", "read"])
+def test_in_asyncio_the_map_is_asked_of_those_that_answer(asked: list[Address], step: str) -> None:
     async def test(wire: Any) -> None:
-        wire._pools[A].hangs_in = "read"
+        wire._pools[A].hangs_in = step
         with pytest.raises(Unavailable) as caught:
             await wire.run(*CALLS[0])
         assert caught.value.node == A

@@ -175,7 +175,11 @@ class Wire:
     # One exchange
 
     def _exchange(self, pool: Pool, data: bytes, deadline: float) -> Reply:
-        line = pool.take(deadline)
+        try:
+            line = pool.take(deadline)
+        except Unavailable as fault:
+            self._suspect(pool, fault)
+            raise
         try:
             try:
                 line.send(data, deadline)
