@@ -192,8 +192,11 @@ class AsyncStoreWire:
     ) -> Any:
         return self._wire.run(what, keys, args, timeout_s)
 
-    async def run_many(self, calls: Iterable[Any]) -> list[Any]:
+    async def run_many(self, calls: Iterable[Any], tells: Iterable[Any] = ()) -> list[Any]:
         return self._wire.run_many(calls)
 
-    def close(self) -> None:
+    async def drain(self) -> None:
+        """Nothing is ever on its way."""
+
+    async def aclose(self) -> None:
         self._wire.close()

@@ -273,6 +273,42 @@ def test_a_blocked_loop_loses_no_reply_that_has_come(server: RedisServer) -> Non
     with_wire(server.url, work, 0.3)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_loop_that_is_blocked_before_it_writes_is_no_fault_of_the_server(
+    server: RedisServer, known: bool
+) -> None:
+    async def work(wire: AsyncWire) -> None:
+        await wire.run(COUNT if known else EMPTY, [b"before"], [1])
+        line = wire._pool.line
+        calls = [asyncio.create_task(wire.run(COUNT, [b"k"], [1])) for _ in range(10)]
+        await asyncio.sleep(0)  # it is asked for, and will be sent with the next turn
+        time.sleep(0.5)
+        assert await asyncio.gather(*calls) == list(range(1, 11))
+        assert wire._pool.line is line
+
+    server.ask("SCRIPT", "FLUSH")
+    with_wire(server.url, work, 0.3)
+
+
+def test_a_reply_that_came_while_the_loop_was_blocked_is_read_first(server: RedisServer) -> None:
+    async def work(wire: AsyncWire) -> None:
+        await wire.run(COUNT, [b"k"], [1])
+        line, loop = wire._pool.line, asyncio.get_running_loop()
+        assert line is not None
+        reply = line.call(pack(COUNT, [b"k"], [1]), loop.time() + 0.01)
+        await asyncio.sleep(0)  # now it is sent
+        assert server.ask("GET", "k") == b"2"
+        assert line._timer is not None
+        while loop.time() < line._timer.when() + 0.01:
+            time.sleep(0.01)
+        line._timer.cancel()
+        line._expire()  # as uvloop does, whose timers ring before it reads
+        assert await reply == 2
+        assert line.usable
+
+    with_wire(server.url, work)
+
+
 def test_another_loop_is_refused_while_the_first_is_open(server: RedisServer) -> None:
     wire = AsyncWire(server.url, PATIENT_S)
     loop = asyncio.new_event_loop()

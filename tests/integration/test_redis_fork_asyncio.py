@@ -159,15 +159,21 @@ def test_processes_of_multiprocessing(server: RedisServer) -> None:
                 process.join()
             assert [process.exitcode for process in started] == [0, 0]
 
+        async def fill():
+            async with AsyncRedisRateLimiter("1/hour", url, name="other", timeout=20) as first:
+                assert await first.allow("full")
+
         async def main():
-            await other.allow("full")
+            assert not await other.allow("full")
             await limiter.allow("k")
             started = start()
             await ask(50, 0)
             await asyncio.to_thread(end, started)
             await ask(50, 1)
 
-        early = start()  # of a limiter that was not used yet
+        # Before the early ones, which would be told yes if they were faster than main.
+        asyncio.run(fill())
+        early = start()  # of limiters that were not used yet
         asyncio.run(main())
         end(early)
         print("done")

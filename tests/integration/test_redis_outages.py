@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import re
 import subprocess
 import sys
 import textwrap
@@ -185,14 +186,15 @@ def test_who_may_not_log_in_is_told_why() -> None:
     with RedisServer(password="sesame") as locked:
         at = f"127.0.0.1:{locked.port}"
         for url, why in (
-            (f"redis://{at}/0", "NOAUTH"),
+            # From Redis 7.2 on the library is told so while it connects, and drops the code.
+            (f"redis://{at}/0", "NOAUTH|Authentication required"),
             (f"redis://:guess@{at}/0", "invalid username-password pair"),
             (f"redis://me:guess@{at}/0", "invalid username-password pair"),
             (f"redis://:sesame@{at}/99", "DB index is out of range"),
         ):
             with RedisRateLimiter("5/hour", url, timeout=5, on_error="deny") as limiter:
                 assert [limiter.allow("k") for _ in range(3)] == [False] * 3
-                assert why in str(limiter.degraded)
+                assert re.search(why, str(limiter.degraded))
                 assert limiter.stats().unknown == 0
             with RedisRateLimiter("5/hour", url, timeout=5, on_error="raise") as limiter:
                 with pytest.raises(StoreUnavailableError, match=why) as caught:
@@ -203,7 +205,7 @@ def test_who_may_not_log_in_is_told_why() -> None:
                 async with AsyncRedisRateLimiter("5/hour", url, timeout=5) as limiter:
                     assert (await limiter.check("k")).degraded
                     assert [await limiter.allow("k") for _ in range(5)] == [True] * 4 + [False]
-                    assert why in str(limiter.degraded)
+                    assert re.search(why, str(limiter.degraded))
 
             asyncio.run(run())
 

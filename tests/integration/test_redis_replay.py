@@ -209,7 +209,9 @@ def test_an_empty_log(server: RedisServer, tmp_path: Path, command: Command) -> 
     assert only_run(out)["requests"] == 0
     code, out, err = command("replay", log, "--redis", server.url)
     assert (code, err) == (0, "")
-    assert "Redis 7" in out
+    told = server.info("server")
+    name = "Valkey {valkey_version}" if "valkey_version" in told else "Redis {redis_version}"
+    assert name.format(**told) in out
 
 
 def test_the_deny_cache_answers_for_a_second_or_until_it_would_fit(

@@ -34,6 +34,7 @@ from nanolimit.redis import limiter as limiter_module
 from nanolimit.redis.denials import Denials
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.lease import HOT
+from nanolimit.redis.policy import Policy
 from store import AsyncStoreWire, Store, StoreWire
 
 TIMED_OUT = Unavailable("no reply in time", outcome_unknown=True)
@@ -121,6 +122,15 @@ def test_check_tells_more(make: Make, store: Store) -> None:
     assert (second.allowed, second.remaining, second.degraded) == (False, 1, False)
     assert second.retry_after == pytest.approx(0.75)
     assert second.quota == Quota(3, per=1.0)
+
+
+def test_a_policy_that_is_closed_makes_no_limiter_any_more() -> None:
+    policy = Policy("local", (Quota(5, per=60),), 1, "ends", 1.0)
+    assert policy.allow("k", 1, REFUSED)
+    policy.close()
+    with pytest.raises(LimiterClosedError, match="'ends' was closed while the store was asked"):
+        policy.allow("k", 1, REFUSED)
+    assert policy._local is None
 
 
 def test_peek_counts_nothing(make: Make, store: Store) -> None:

@@ -148,6 +148,7 @@ def test_those_for_whom_no_time_is_left_are_not_sent_and_not_to_blame(
     found = wire.run_many(CALLS)
     assert asked == [A]
     assert [each.node for each in found] == [A, A, A]
+    assert found[0].origin is found[1].origin is found[2].origin is not None
     assert not any(each.outcome_unknown for each in found)
     assert [wire._pools[node].failed_s > 0 for node in NODES] == [True, False, False]
 
@@ -230,7 +231,7 @@ class AsyncNode(Node):
     async def take(self, deadline: float) -> Any:
         return super().take(deadline)
 
-    def call(self, data: bytes, deadline: float, skip: bool = False) -> asyncio.Future[Any]:
+    def call(self, data: bytes, deadline: float, *_: object) -> asyncio.Future[Any]:
         future = asyncio.get_running_loop().create_future()
         try:
             self.send(data, deadline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Coroutine, Generator
 from functools import partial
@@ -228,19 +229,21 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
     async def close(self) -> None:
         """Close the connections. Using the limiter afterwards raises `LimiterClosedError`.
 
-        As `RedisRateLimiter.close`.
+        As `RedisRateLimiter.close`. What was asked before is answered before.
         """
         if self._shut():
+            loop = asyncio.get_running_loop()
+            over_s = loop.time() + self._timeout_s
             for alarm in list(self._asleep):
-                if not alarm.done():
+                if alarm.get_loop() is loop and not alarm.done():
                     alarm.set_result(None)
             try:
+                await self._wire.drain()
                 if self._loans is not None:
-                    if self._timer is not None:
-                        self._timer.cancel()
-                    await self._hold(self._returning(self._loans.close()))
+                    await self._give_back(self._loans, over_s)
             finally:
-                self._wire.close()
+                await self._wire.aclose()
+                self._policy.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -256,6 +259,8 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
     async def _hold(self, dialog: Generator[Any, Any, R]) -> R:
         """Hold a dialog with the store, and return what comes of it."""
         sender = self._sender
+        if self._loans is not None:
+            self._take_over(self._loans)
         try:
             asked = dialog.send(None)
             while True:
@@ -276,14 +281,16 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
 
     # What is lent is asked for, watched and given back by the loop: whoever wanted it may leave.
 
+    def _take_over(self, loans: Loans) -> None:
+        """Watch what is left of the loans of a loop that is closed: its timer does not ring."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._watcher and (self._watcher is None or self._watcher.is_closed()):
+            self._begin_watching()
+            self._watcher = loop
+            self._watch(loans)
+
     async def _kept(self, order: Order) -> Any:
         """Ask for a loan. If the task is cancelled meanwhile, the answer is kept for others."""
-        assert self._loans is not None
-        loop = asyncio.get_running_loop()
-        if loop is not self._watcher:
-            self._watcher = loop
-            self._timer = None  # that of a loop that is closed does not ring
-            self._watch(self._loans)
         task = self._start(self._sender.run(*order.request))
         try:
             await asyncio.wait((task,))
@@ -322,6 +329,19 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         if due:
             self._start(self._hold(self._returning(due)))
         self._watch(loans)
+
+    async def _give_back(self, loans: Loans, over_s: float) -> None:
+        """Give back all there is, and what is on its way here, by that time of the loop."""
+        loop = asyncio.get_running_loop()
+        if self._tasks and loop is self._watcher:
+            await asyncio.wait(self._tasks, timeout=max(over_s - loop.time(), 0.0))
+        due = loans.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        if due:
+            returned = self._hold(self._returning(due))
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(returned, over_s - loop.time())
 
     def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         task = asyncio.get_running_loop().create_task(work)

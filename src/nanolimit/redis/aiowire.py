@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nanolimit.redis.aioline import AsyncPool
+from nanolimit.redis.aioline import AsyncPool, Tell
 from nanolimit.redis.cluster import Address, SlotMap, redirect, slot_of
 from nanolimit.redis.fault import Unavailable, code_of, fault_of_reply
 from nanolimit.redis.line import Cut
@@ -25,6 +25,8 @@ __all__ = ["AsyncWire"]
 
 # A map that may be wrong is asked for anew, but not more often than this.
 REFRESH_PAUSE_S = 0.2
+# Within so many turns of the loop goes out what was collected, or is sent anew after a reply.
+_QUIET_TURNS = 5
 NOT_THE_MASTER = frozenset({"READONLY", "MASTERDOWN"})
 _SLOTS = pack_words("CLUSTER", "SLOTS")
 
@@ -130,11 +132,18 @@ class AsyncWire:
             raise request.result
         return request.result
 
-    async def run_many(self, calls: Iterable[Call]) -> list[Reply | Unavailable]:
+    async def run_many(
+        self, calls: Iterable[Call], tells: Iterable[Tell | None] = ()
+    ) -> list[Reply | Unavailable]:
         """Run many scripts: one write to each server.
 
         They run in order on each server, but not as one: others may come in between. All of it
         takes at most `timeout_s`.
+
+        Args:
+            calls: Each a script, its keys and its arguments.
+            tells: For each call, who is told of its reply as soon as it comes, if it comes as one
+                should: the tasks that wait for this run a turn of the loop later.
 
         Returns:
             For each call its reply, or the `Unavailable` that `run` would have raised.
@@ -142,6 +151,8 @@ class AsyncWire:
         self._enter()
         deadline = self._clock() + self._timeout_s
         requests = [Request(*call) for call in calls]
+        for request, tell in zip(requests, tells, strict=False):
+            request.tell = tell
         groups: dict[AsyncPool, list[Request]] = {}
         for request in requests:
             try:
@@ -177,8 +188,27 @@ class AsyncWire:
         self._closed = True
         if self._pid != os.getpid() or self._loop is None or self._loop.is_closed():
             return
+        here = _running_loop() is self._loop
         for pool in self._pools.values():
-            pool.close()
+            if here:
+                pool.close()
+            else:  # its loop may run in another thread
+                self._loop.call_soon_threadsafe(pool.close)
+
+    async def drain(self) -> None:
+        """Wait for the replies to what was asked for. Takes at most `timeout_s`."""
+        loop = asyncio.get_running_loop()
+        over = loop.time() + self._timeout_s
+        quiet = 0
+        while quiet < _QUIET_TURNS and loop is self._loop and self._pid == os.getpid():
+            await asyncio.sleep(0)
+            replies = [reply for pool in self._pools.values() for reply in pool.expected()]
+            left = over - loop.time()
+            if left <= 0:
+                return
+            if replies:
+                await asyncio.wait(replies, timeout=left)
+            quiet = 0 if replies else quiet + 1
 
     async def aclose(self) -> None:
         """The same, and let the loop carry it out. Takes at most `timeout_s`."""
@@ -255,7 +285,10 @@ class AsyncWire:
             self._suspect(pool, fault)
             return [fault.again() for _ in requests]
         # Nothing is awaited between them, so that they are one write.
-        return [line.call(request.packed(), deadline, request.asking) for request in requests]
+        return [
+            line.call(request.packed(), deadline, request.asking, request.tell)
+            for request in requests
+        ]
 
     async def _finish(
         self,
@@ -282,6 +315,9 @@ class AsyncWire:
         """Send a request that did not run until it does."""
         where: AsyncPool | None = pool
         for _ in range(HOPS_MAX - 1):
+            now = self._clock()
+            if now >= deadline:  # a reply came in time, and something has blocked the loop
+                deadline = now + self._timeout_s
             try:
                 reply = await self._exchange(pool, request.packed(), deadline, request.asking)
             except Unavailable as fault:
@@ -293,6 +329,8 @@ class AsyncWire:
             pool = where
             if type(reply) is ErrorReply and reply.text.startswith("TRYAGAIN"):
                 await asyncio.sleep(max(0.0, min(TRY_AGAIN_S, deadline - self._clock())))
+                if self._clock() >= deadline:
+                    return
 
     def _settle(self, request: Request, reply: Reply, pool: AsyncPool) -> AsyncPool | None:
         """Take a reply; return where to send the request anew, None if it is over."""
@@ -308,7 +346,7 @@ class AsyncWire:
             return pool
         assert isinstance(reply, ErrorReply)
         try:
-            slot, address = redirect(reply.text, pool.address)
+            slot, address = redirect(reply.text, pool.address or self._seed)
         except ValueError:
             return None
         address = self._remapped(address)
@@ -430,6 +468,13 @@ class AsyncWire:
         kept = {*nodes, self._seed}
         for address in [each for each in self._pools if each not in kept]:
             self._pools.pop(address).flush()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _maker(target: Target, address: Address | None) -> Callable[[], Any]:

@@ -79,7 +79,8 @@ class Breaker:
         self.node = node
         self.opened_s = 0.0
         self.reason = ""
-        self._lock = threading.Lock()
+        # Reentrant, like every lock of the face: a signal handler may ask the limiter as well.
+        self._lock = threading.RLock()
         self._state: State = "closed"
         # Grows whenever it opens or a probe goes: what earlier callers report is old news then.
         self._ticket = 0
@@ -196,5 +197,5 @@ class Breaker:
 
     def after_fork(self) -> None:
         """In the child: another thread of the parent may have held the lock."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._origins = []

@@ -68,7 +68,8 @@ class Breakers:
         self._of: dict[Address | None, Breaker] = {None: self.single}
         # The map that it goes by.
         self._slots: SlotMap | None = None
-        self._lock = threading.Lock()
+        # Reentrant, like every lock of the face: a signal handler may ask the limiter as well.
+        self._lock = threading.RLock()
         renew_after_fork(self)
 
     def of(self, name: bytes) -> Breaker | None:
@@ -118,4 +119,4 @@ class Breakers:
 
     def after_fork(self) -> None:
         """In the child: a thread of the parent may have held the lock."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import types
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -243,7 +244,9 @@ class Coalescer:
 
     async def _send(self, calls: list[_Call | _Batch]) -> None:
         try:
-            replies = await self._wire.run_many([call.packs() for call in calls])
+            replies = await self._wire.run_many(
+                [call.packs() for call in calls], [call.tell for call in calls]
+            )
         except (Exception, asyncio.CancelledError) as fault:
             # If somebody cancels this task, those who wait are not cancelled by that.
             lost = _Lost(fault)
@@ -259,10 +262,7 @@ class Coalescer:
         singly: list[_Call | _Batch] = []
         for call, reply in zip(calls, replies, strict=True):
             if not isinstance(reply, Unavailable):
-                try:
-                    script.understood(call.answer, reply)
-                except Unavailable as fault:
-                    call.lose(_Lost(fault))
+                call.tell(reply)
             elif type(call) is _Batch and reply.reason.startswith("CROSSSLOT"):
                 # It is a cluster. Nothing ran; once, and this takes a call's time anew.
                 self._one_node = False
@@ -292,7 +292,33 @@ def _resumed(
                 blocker = coroutine.send(answer)
 
 
-class _Call(Sequence[Any]):
+class _Left:
+    """What was left."""
+
+    __slots__ = ("_is_told",)
+
+    def __init__(self) -> None:
+        self._is_told = False
+
+    def tell(self, reply: Reply) -> None:
+        """Hand the reply to those who wait, the first time that it comes here."""
+        if not self._is_told:
+            self._is_told = True
+            try:
+                script.understood(self.answer, reply)
+            except Unavailable as fault:
+                self.lose(_Lost(fault))
+
+    @abstractmethod
+    def answer(self, reply: Reply) -> None:
+        """Hand the reply to those who wait."""
+
+    @abstractmethod
+    def lose(self, lost: _Lost) -> None:
+        """Tell those who wait that there is no reply."""
+
+
+class _Call(_Left, Sequence[Any]):
     """A call that was left, by one waiter or by several that want one unit each.
 
     It is its own ARGV. The wire reads that when it packs the call, which is later where it must
@@ -310,6 +336,7 @@ class _Call(Sequence[Any]):
         arguments: script.Arguments,
         merges: bool,
     ) -> None:
+        super().__init__()
         self.what = what
         self.keys = keys
         self.merges = merges
@@ -372,7 +399,7 @@ class _Call(Sequence[Any]):
             waiter.cancel()
 
 
-class _Batch(Sequence[bytes]):
+class _Batch(_Left, Sequence[bytes]):
     """A call that was left for different keys, each by one waiter who wants one unit.
 
     It is its own KEYS, those of whoever still waits when the wire packs it.
@@ -381,6 +408,7 @@ class _Batch(Sequence[bytes]):
     __slots__ = ("_arguments", "_counted", "members")
 
     def __init__(self, arguments: script.Arguments) -> None:
+        super().__init__()
         self.members: list[tuple[Sequence[bytes], asyncio.Future[Any]]] = []
         self._counted = self.members
         self._arguments = arguments

@@ -276,13 +276,13 @@ class Dialog(Limiting):
                 left_s = sent_s + self._timeout_s - monotonic()
                 if not grant.units or left_s <= 0:
                     return sent_s, grant.wait_us
-                sent_s = monotonic()
+                again_s = monotonic()
                 request = arguments.take, names, arguments.of(units), left_s
                 try:
-                    wait_us = yield from self._asking(request, sent_s, script.wait_us)
+                    wait_us = yield from self._asking(request, again_s, script.wait_us)
                 except Unavailable:
                     return sent_s, grant.wait_us  # that it did not fit is known
-                return sent_s, wait_us
+                return again_s, wait_us
         sent_s = monotonic()
         asked = arguments.take, names, arguments.of(units)
         wait_us = yield from self._asking(asked, sent_s, script.wait_us)
@@ -404,12 +404,12 @@ class Dialog(Limiting):
         try:
             was_there = yield from self._asking(request, monotonic(), bool)
         except Unavailable as fault:
-            self._forget(place)
             return self._policy.reset(key, fault)
         finally:
+            # Also where nobody waits for the reply any more.
             if loans is not None:
                 loans.unbar(place)
-        self._forget(place)
+            self._forget(place)
         # What was counted here in the meantime goes as well.
         was_here = self._policy.reset(key)
         return was_there or was_here
@@ -656,10 +656,9 @@ class Dialog(Limiting):
                 lost.setdefault(breakers[i], answers[i])
         if faults:
             self._counters.count_failure(unknown=any(each.outcome_unknown for each in faults))
-        failed.update(lost)
         for breaker, ticket in tickets.items():
             if breaker in lost:
-                self._charge(breaker, ticket, lost[breaker])
+                failed.add(self._charge(breaker, ticket, lost[breaker]))
             elif breaker.succeeded(ticket):
                 self._recovered(breaker)
         return answers
@@ -701,15 +700,16 @@ class Dialog(Limiting):
         self._counters.count_failure(unknown=fault.outcome_unknown)
         self._charge(breaker, ticket, fault)
 
-    def _charge(self, breaker: Breaker, ticket: int, fault: Unavailable) -> None:
-        """Report a failure to the breaker of whom it is a failure."""
+    def _charge(self, breaker: Breaker, ticket: int, fault: Unavailable) -> Breaker:
+        """Report a failure to the breaker of whom it is a failure, and return that."""
         if _is_of_key(fault):
             if breaker.succeeded(ticket):
                 self._recovered(breaker)
-            return
+            return breaker
         now_s = monotonic()
         if fault.node is not None and fault.node != breaker.node:
-            # Sent on, or let in before it was known who serves what.
+            # Sent on; or not sent, as another had taken the time; or let in before it was known who
+            # serves what.
             other = self._breakers.at(fault.node)
             if other is None:
                 self._follow()
@@ -718,7 +718,7 @@ class Dialog(Limiting):
                 breaker.abandoned(ticket)
                 current = other.enter(now_s) if other.state == "closed" else None
                 if current is None:
-                    return
+                    return other
                 breaker, ticket = other, current
         # Not the exception, which would hold on to keys.
         breaker.reason = fault.reason
@@ -729,6 +729,7 @@ class Dialog(Limiting):
         ):
             more: dict[str, object] = {"reason": fault.reason, "on_error": self._policy.on_error}
             self._tell_of(breaker, "degraded", 1, more)
+        return breaker
 
     def _recovered(self, breaker: Breaker) -> None:
         if telemetry.is_wanted("recovered"):
@@ -772,7 +773,6 @@ class Dialog(Limiting):
             self._closed = True
         if self._denials is not None:
             self._denials.close()
-        self._policy.close()
         return True
 
     def after_fork(self) -> None:

@@ -321,6 +321,7 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
         """
         if self._shut():
             self._bell.set()
+            self._policy.close()
             if self._loans is not None:
                 self._hold(self._returning(self._loans.close()))
                 keeper = self._keeper

@@ -59,7 +59,8 @@ class Wire:
         self._size = checked_size(max_connections, self._target.max_connections)
         self._closed = False
         self._pools: dict[Address, Pool] = {}
-        self._lock = threading.Lock()  # of _pools
+        # Of _pools. Reentrant, like every lock of the face.
+        self._lock = threading.RLock()
         self._refreshing = threading.Lock()
         self._slots: SlotMap | None = SlotMap() if self._target.clustered else None
         self._stale_slots = self._target.clustered
@@ -169,8 +170,9 @@ class Wire:
 
     def after_fork(self) -> None:
         """In the child: threads of the parent may have held the locks."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._refreshing = threading.Lock()
+        self._pools = {self._seed: self._pool}
 
     # One exchange
 
@@ -226,16 +228,16 @@ class Wire:
                     except Unavailable as error:
                         self._suspect(pool, error)
                         fault = error
-                        # Those for whom it leaves no time are not sent: it is no fault of theirs.
+                        # Those for whom it leaves no time are not sent: it is no fault of theirs,
+                        # and with its own it is one.
+                        error.origin = error.origin or object()
                         slow = Unavailable(error.reason, origin=error.origin)
                         slow.node = error.node
                 for request in requests:
                     request.result = fault.again()
             anew = []
             while sent:
-                pool, line, requests = sent[0]
-                anew += self._receive(pool, line, requests, deadline)
-                sent.pop(0)
+                anew += self._receive(*sent.pop(0), deadline)
             return anew
         finally:
             for pool, line, _ in sent:  # broken off: replies may still come on these
@@ -270,9 +272,11 @@ class Wire:
                 if request.asking:
                     line.read(deadline)
                 replies.append(line.read(deadline))
-        except Unavailable as error:
-            fault = error
+        except BaseException as error:
             pool.drop(line)
+            if not isinstance(error, Unavailable):
+                raise
+            fault = error
             self._suspect(pool, fault)
             for request in requests[len(replies) :]:
                 request.result = fault.again()
@@ -375,7 +379,7 @@ class Wire:
         return Pool(connect, name, self._size, address)
 
     def _redirected(self, text: str, pool: Pool) -> tuple[int, Address]:
-        slot, address = redirect(text, pool.address)
+        slot, address = redirect(text, pool.address or self._seed)
         return slot, self._remapped(address)
 
     def _remapped(self, address: Address) -> Address:
