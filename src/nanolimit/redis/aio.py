@@ -113,6 +113,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         super().__init__(
             quota,
             per,
+            wire,
             name=name,
             prefix=prefix,
             on_error=on_error,
@@ -164,7 +165,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         ticket = breaker.enter(sent_s)
         try:
             if ticket is None:
-                raise self._not_asked()
+                breaker, ticket = self._entered(self._names.of(key)[0], sent_s)
             try:
                 names = self._names.of(key)
                 joined = self._join(names) if units == 1 else None
@@ -174,7 +175,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
                     reply = await joined
                 wait_us = reply if type(reply) is int else script.understood(int, answered(reply))
             except Unavailable as fault:
-                self._failed(ticket, fault)
+                self._failed(breaker, ticket, fault)
                 raise
             except BaseException:  # cancelled, or a signal handler raised
                 breaker.abandoned(ticket)
@@ -182,7 +183,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         except Unavailable as fault:
             return self._decided_without(key, units, fault)
         if breaker.succeeded(ticket):
-            self._recovered()
+            self._recovered(breaker)
         return self._decided(key, place, units, sent_s, wait_us, epoch)
 
     async def check(self, key: Key, cost: int = 1) -> Decision:
