@@ -59,9 +59,12 @@ demo: $(MADE)/package ## a tour, then a replay of LOG=path, or of a generated lo
 	$(PY) -m nanolimit.cli.demo $(if $(LOG),"$(LOG)")
 
 # Three parts side by side, on two cores: the core's C programs and, since they end sooner, the replacements beside their originals; what
-# needs a redis-server, a browser, another build or processes to kill, and waits half of the time; and all the rest. With PYTEST_ARGS it is one run, of what they choose.
+# needs a redis-server, a browser, servers with workers, another build or processes to kill, and waits half of the time; and all the rest.
+# With PYTEST_ARGS it is one run, of what they choose.
 C_TESTS := tests/c tests/crash/test_step.py tests/crash/test_corrupt.py $(wildcard tests/integration/test_compat_*.py)
-OUTSIDE_TESTS := tests/packaging $(filter-out $(C_TESTS),$(wildcard tests/crash/test_*.py)) $(wildcard tests/integration/test_redis_*.py tests/integration/test_dashboard_*.py)
+SERVED := redis dashboard django drf fastapi flask gunicorn slowapi task uvicorn
+OUTSIDE_TESTS := tests/packaging $(filter-out $(C_TESTS),$(wildcard tests/crash/test_*.py)) \
+	$(wildcard $(foreach name,$(SERVED),tests/integration/test_$(name)*.py))
 C_TESTS_NEED := $(MADE)/package $(MADE)/group-test $(if $(NANOLIMIT_REQUIRE_TOOLS),$(MADE)/group-cross)
 PYTHON_TESTS_NEED := $(MADE)/package $(MADE)/group-test $(if $(PYTHON_FT),$(FT)/.made)
 PYTEST := $(if $(PYTHON_FT),NANOLIMIT_PYTHON_FT="$(CURDIR)/$(FT)/bin/python") $(PY) -m pytest

@@ -64,6 +64,8 @@ def compile_flags(compiler_type: str) -> tuple[list[str], list[str]]:
         compile_args += ["-O1", "-g"]
     elif debug or coverage:
         compile_args += ["-O0", "-g"]
+    elif kill_points:
+        compile_args += ["-O1", "-g0"]  # for tests, which wait for it
     else:
         # -g0: Python's own flags often hold -g, which would triple the size of a wheel
         compile_args += ["-O3", "-g0"]

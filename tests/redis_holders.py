@@ -113,8 +113,8 @@ def journal(wire: Any) -> None:
     """Have a wire's scripts write down in the server what they did."""
     run, run_many = wire.run, wire.run_many
     wire.run = lambda what, *more: run(redis_journal.journaled(what), *more)
-    wire.run_many = lambda calls: run_many(
-        [(redis_journal.journaled(what), keys, args) for what, keys, args in calls]
+    wire.run_many = lambda calls, *tells: run_many(
+        [(redis_journal.journaled(what), keys, args) for what, keys, args in calls], *tells
     )
 
 

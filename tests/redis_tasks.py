@@ -45,10 +45,10 @@ async def _hammer(url: str, quota: Quota, seconds: float, tasks: int) -> Sum:
             sent += 1
             return await run(*call)
 
-        async def counted_many(calls: Any) -> Any:
+        async def counted_many(calls: Any, tells: Any = ()) -> Any:
             nonlocal sent
             sent += len(calls)
-            return await run_many(calls)
+            return await run_many(calls, tells)
 
         limiter._wire.run = counted  # type: ignore[method-assign]
         limiter._wire.run_many = counted_many  # type: ignore[method-assign]
@@ -85,8 +85,8 @@ async def _crowd(url: str, rng: random.Random, rounds: int) -> int:
         limiter._wire.run = lambda what, keys, args=(): run(  # type: ignore[method-assign]
             redis_journal.journaled(what), keys, args
         )
-        limiter._wire.run_many = lambda calls: run_many(  # type: ignore[method-assign]
-            [(redis_journal.journaled(what), keys, args) for what, keys, args in calls]
+        limiter._wire.run_many = lambda calls, tells=(): run_many(  # type: ignore[method-assign]
+            [(redis_journal.journaled(what), keys, args) for what, keys, args in calls], tells
         )
 
         async def one() -> int:

@@ -32,7 +32,7 @@ THREAD = ["-fsanitize=thread", "-DNL_PORTABLE_TAGS"]
 
 #: rounds of each test of threads.c, in a second or so
 RACES = {
-    "hot": 1_500, "sliding": 600, "clear": 1_000, "full": 2_000, "claims": 200_000, "heirs": 20_000,
+    "hot": 1_000, "sliding": 600, "clear": 1_000, "full": 2_000, "claims": 200_000, "heirs": 20_000,
     "meters": 1_500, "top": 2_000,
     "fork": 40,
 }  # fmt: skip
@@ -238,7 +238,7 @@ def test_on_another_platform(build: Build, tmp_path: Path, name: str, source: st
         if shutil.which(tool) is None:
             missing(tool)
     command = [*target.runner, str(program)]
-    slow = 10 if target.runner else 1
+    slow = 20 if target.runner else 1
     if source == "random.c":
         run([*command, str(longer(40 // slow)), "2000000"])
     else:

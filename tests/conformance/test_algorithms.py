@@ -171,6 +171,23 @@ def test_at_the_beginning_of_time(algorithm: Any) -> None:
     assert limiter.allow("d", 5)
 
 
+def test_a_clock_that_goes_back_where_a_tick_has_room_for_several(algorithm: Any) -> None:
+    """More units than ticks: what is denied without a division must be denied with one."""
+    clock = NanoClock(0)
+    limiter = RateLimiter(Quota._of(2_047, 1_000), algorithm=algorithm, clock=clock, max_keys=3)
+    assert limiter.allow("a", 2_047)
+    clock.ns = 1
+    refilled = [limiter.allow("a") for _ in range(3)]
+    assert refilled == ([True, True, False] if algorithm == "gcra" else [False] * 3)
+    limiter.reset("a")
+    clock.ns = 0
+    assert limiter.allow("a", 2_047)
+    clock.ns = 1
+    assert limiter.allow("a") == (algorithm == "gcra")
+    clock.ns = 0  # to the key it is still 1
+    assert [limiter.allow("a") for _ in range(2)] == [algorithm == "gcra", False]
+
+
 def test_reset_and_clear(limiter: RateLimiter, quota: Quota) -> None:
     limiter.allow("user", quota.limit)
     assert limiter.reset("user") is True

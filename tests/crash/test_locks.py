@@ -225,6 +225,18 @@ def test_a_dead_owner_is_inherited_from(puppet: Make, table: str, lock: str) -> 
     is_sound(other)
 
 
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_dead_do_not_stall_who_finds_out_late(puppet: Make, table: str, lock: str) -> None:
+    """On a busy machine a waiter's time may be over before it has asked whether the owner lives."""
+    owner = open_table(puppet(), table)
+    other = open_table(puppet(), table, "deny", stall_timeout=1e-6)
+    prepare(owner)
+    point, line = LOCKS[lock]
+    owner.die_at(point, line)
+    assert other.do(f"limiter.allow({ASKS[lock]!r})") is True
+    is_sound(other)
+
+
 def test_one_who_dies_while_it_is_stopped(puppet: Make, table: str) -> None:
     owner, other = open_table(puppet(), table), open_table(puppet(), table)
     prepare(owner)

@@ -212,7 +212,7 @@ def test_more_than_max_wait_is_not_waited_out(origin: Origin, manual: ManualCloc
             session.get(origin.url)
         manual.advance(10)
         for waiter in waiters[1:]:
-            # Who came to ask only after the answer learned of it at once, the others when they woke.
+            # Who came to ask after the answer was told at once, the others when they woke.
             with pytest.raises(RateLimitTimeout, match=r"left alone for 3(600|590)\.000 s"):
                 waiter.result()
         manual.advance(3590)

@@ -88,6 +88,28 @@ def test_64_tasks_are_one_write(
         asyncio.run(run(proxy.port))
 
 
+@pytest.mark.parametrize("keys", [1, 64])
+def test_64_tasks_that_ask_again_and_again_are_one_write_each_time(
+    server: RedisServer, keys: int
+) -> None:
+    async def run(port: int) -> None:
+        url = f"redis://127.0.0.1:{port}/0"
+        async with AsyncRedisRateLimiter("1000/hour", url, timeout=10) as limiter:
+            for each in ("aaa", "abc"):  # the scripts
+                await asyncio.gather(*map(limiter.allow, each))
+            before = proxy.received
+
+            async def ask(number: int) -> None:
+                for _ in range(5):
+                    assert await limiter.allow(number % keys)
+
+            await asyncio.gather(*map(ask, range(64)))
+            assert proxy.received - before == 5
+
+    with Writes(server.port) as proxy:
+        asyncio.run(run(proxy.port))
+
+
 def test_a_key_of_another_kind_is_the_trouble_of_who_asks_for_it(server: RedisServer) -> None:
     async def run() -> None:
         async with AsyncRedisRateLimiter(

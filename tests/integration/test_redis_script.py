@@ -203,7 +203,7 @@ def test_units_used_after_their_lease_has_ended_would_be_too_many(
 # Instants
 
 
-@pytest.mark.parametrize("which", [script.TAKE, script.TAKE_ONE])
+@pytest.mark.parametrize("which", [script.TAKE, script.TAKE_ONE, script.BATCH])
 def test_a_stamp_exactly_one_window_old_is_out(client: Any, which: Script) -> None:
     asked = Asked(client, Quota(2, per=60))
     future = server_us(client) + AHEAD_US
@@ -337,6 +337,59 @@ def test_a_batch_is_as_if_one_by_one(client: Any) -> None:
     assert asked.batch(["c"] * 4, cost=2)[0] == 0
     assert len(asked.read("c", nth=1)) == 2
     assert asked.batch([]) == []
+    single = Asked(client, Quota(5, per=60), name="single")
+    assert [wait == 0 for wait in single.batch("aabab", cost=2)] == [True, True, True, False, True]
+    assert [len(single.read(key)) for key in "ab"] == [4, 4]
+
+
+SECOND_US = 1_000_000
+
+
+@pytest.mark.parametrize(
+    "ages_us",
+    [
+        [],
+        [0],
+        [SECOND_US] * 39,
+        [SECOND_US] * 40,  # full
+        [SECOND_US] * 39 + [55 * SECOND_US],
+        [SECOND_US] * 39 + [70 * SECOND_US],  # the last is out
+        [SECOND_US] * 20 + [70 * SECOND_US] * 22,  # too long with one more: cut to the limit
+        [20 * SECOND_US] * 20,  # the expiry is written anew
+        [20 * SECOND_US] * 5 + [70 * SECOND_US] * 35,  # and what is out is dropped
+        [90 * SECOND_US] * 40,
+        [-2 * SECOND_US, SECOND_US],  # the clock went back
+        [-2 * SECOND_US] * 40,
+        [-2j * SECOND_US] * 3 + [SECOND_US] * 2,  # a lease ahead
+        [-2j * SECOND_US] * 40,
+        [2j * SECOND_US] * 3,  # one that has ended
+        [2j * SECOND_US] * 40,
+        [70j * SECOND_US] * 40,
+        [SECOND_US] * 30 + [2j * SECOND_US] * 10,  # one that has the last word
+        [SECOND_US] * 30 + [70j * SECOND_US] * 10,
+    ],
+)
+def test_a_key_of_a_batch_is_told_what_take_says(client: Any, ages_us: list[complex]) -> None:
+    """Each list as it may be found; of a lease are those with an imaginary age."""
+    asked = Asked(client, Quota(40, per=60))
+    eighth_us, now = MINUTE_US // 8, server_us(client)
+    stamps = [int(age.imag) - now if age.imag else now - int(age.real) for age in ages_us]
+    for key in "bt" if stamps else "":
+        asked.write(*stamps, key=key)
+        # As it was set when the newest came; or longer, so that it lives until it is asked for.
+        until_us = max(abs(stamps[0]) + MINUTE_US, now + 5 * SECOND_US)
+        client.pexpireat(asked.lists(key)[0], -(-until_us // eighth_us) * eighth_us // 1_000)
+    [told], single = asked.batch(["b"]), asked.take(key="t")
+    assert (told == 0) == (single == 0)
+    assert told == pytest.approx(single, abs=SECOND_US)
+    assert len(asked.read("b")) == len(asked.read("t"))
+    assert asked.read("b") == pytest.approx(asked.read("t"), rel=0, abs=SECOND_US)
+    if told:
+        assert asked.read("b") == stamps
+    else:
+        newest = max(map(abs, asked.read("b")))
+        until_us = client.pexpiretime(asked.lists("b")[0]) * 1_000
+        assert newest + MINUTE_US <= until_us <= newest + MINUTE_US + eighth_us + SECOND_US
 
 
 def test_what_is_wrong_with_one_key_of_a_batch_leaves_the_others_alone(client: Any) -> None:
@@ -520,7 +573,7 @@ def count_calls(client: Any, ask: Any) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("limit", [1, 5, 1_000])
-@pytest.mark.parametrize("which", [script.TAKE, script.TAKE_ONE])
+@pytest.mark.parametrize("which", [script.TAKE, script.TAKE_ONE, script.BATCH])
 def test_a_denial_is_two_looks_into_the_list(client: Any, limit: int, which: Script) -> None:
     asked = Asked(client, Quota(limit, per=60))
     for _ in range(2):
@@ -532,7 +585,7 @@ def test_a_denial_is_two_looks_into_the_list(client: Any, limit: int, which: Scr
     assert count_calls(client, asked.look) == few
 
 
-@pytest.mark.parametrize("which", [script.TAKE, script.TAKE_ONE])
+@pytest.mark.parametrize("which", [script.TAKE, script.TAKE_ONE, script.BATCH])
 def test_an_allowed_request_is_a_push_and_now_and_then_more(client: Any, which: Script) -> None:
     asked = Asked(client, Quota(100, per=6_000))
 
@@ -591,7 +644,8 @@ def test_a_list_lives_as_long_as_it_is_needed(client: Any, per: float) -> None:
     assert client.pexpiretime(asked.lists()[0]) == until_ms
 
 
-def test_a_list_of_a_key_seldom_used_stays_short(client: Any) -> None:
+@pytest.mark.parametrize("which", [script.TAKE_ONE, script.BATCH])
+def test_a_list_of_a_key_seldom_used_stays_short(client: Any, which: Script) -> None:
     """What does not count goes long before the limit is reached."""
     asked = Asked(client, Quota(1_000, per=60))
     lengths = []
@@ -600,7 +654,7 @@ def test_a_list_of_a_key_seldom_used_stays_short(client: Any) -> None:
         older = [stamp - MINUTE_US // 6 for stamp in asked.read()]
         if older:
             asked.write(*older)
-        assert asked.take() == 0
+        assert asked.take(which=which) == 0
         lengths.append(len(asked.read()))
         assert asked.view(0)[1] == min(len(lengths), 6)
     assert max(lengths) <= 17
@@ -609,7 +663,7 @@ def test_a_list_of_a_key_seldom_used_stays_short(client: Any) -> None:
     lengths = []
     while not lengths or lengths[-1] > 16:
         asked.write(*[stamp - MINUTE_US // 6 for stamp in asked.read()])
-        assert asked.take() == 0
+        assert asked.take(which=which) == 0
         lengths.append(len(asked.read()))
     assert len(lengths) <= 7
     assert lengths[0] <= 900 - 512 + 1

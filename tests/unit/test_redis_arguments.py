@@ -13,7 +13,7 @@ import pytest
 
 from nanolimit import Quota
 from nanolimit.redis import lua, resp, script
-from nanolimit.redis.cluster import Address, redirect
+from nanolimit.redis.cluster import Address, SlotMap, redirect
 from nanolimit.redis.denials import Denials
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.line import Line
@@ -149,6 +149,24 @@ def test_a_redirection_to_nowhere(where: str) -> None:
     assert redirect("MOVED 16383 :7", asked) == (16_383, Address("a", 7))
     with pytest.raises(ValueError):  # noqa: PT011
         redirect(f"MOVED {where}", asked)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [0, 1],
+        [0, 1, []],
+        [0, 1, [b"a"]],
+        [0, 1, [b"a", b"1"]],
+        [0, 1, b"a"],
+        [0, 99_999, [b"a", 1]],
+    ],
+)
+def test_a_map_that_is_none(row: list[object]) -> None:
+    asked = Address("a", 1)
+    assert SlotMap.read([[5, 6, [None, 7]]], asked).owners[4:7] == [None, *[Address("a", 7)] * 2]
+    with pytest.raises(ValueError, match=r"^(no|slots beyond)"):
+        SlotMap.read([row], asked)  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("said", [b":x\r\n", b":\r\n", b"?5\r\n"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
@@ -37,10 +38,13 @@ class Writes:
         self.faults_by_key: dict[bytes, Unavailable] = {}
         self.once: list[Unavailable] = []
         self.clustered = False
+        self.slots = None
         self.timeout_s = 1.0
-        self._out: list[tuple[Any, Any, list[int], asyncio.Future[Any]]] = []
+        self._out: list[tuple[Any, Any, list[int], asyncio.Future[Any], Any]] = []
 
-    def _pack(self, what: Any, keys: Sequence[bytes], args: Sequence[Any]) -> asyncio.Future[Any]:
+    def _pack(
+        self, what: Any, keys: Sequence[bytes], args: Sequence[Any], tell: Any
+    ) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         if not self._out:
             loop.call_soon(self._write)
@@ -50,16 +54,16 @@ class Writes:
         names = [*keys]
         assert len(names) == count
         reply = loop.create_future()
-        self._out.append((what, names, words, reply))
+        self._out.append((what, names, words, reply, tell))
         return reply
 
     def _write(self) -> None:
         out, self._out = self._out, []
         self.writes.append([
             (what.name, keys[0] if keys else b"}", len(keys) if what is script.BATCH else words[0])
-            for what, keys, words, _ in out
+            for what, keys, words, _, _ in out
         ])  # fmt: skip
-        for what, keys, words, reply in out:
+        for what, keys, words, reply, tell in out:
             answer: Any = self.faults_by_key.get(keys[0]) if keys else b""
             if answer is not None and answer in self.once:
                 del self.faults_by_key[keys[0]]
@@ -67,6 +71,8 @@ class Writes:
                 answer = self.store.ask(what, keys, words)
             if not reply.done():
                 reply.set_result(answer)
+                if tell is not None and self.replies.is_set() and type(answer) is not Unavailable:
+                    tell(answer)
 
     async def run(self, what: Any, keys: Sequence[bytes], args: Sequence[Any] = ()) -> Any:
         [reply] = await self.run_many([(what, keys, args)])
@@ -74,17 +80,24 @@ class Writes:
             raise reply
         return reply
 
-    async def run_many(self, calls: Iterable[Any]) -> list[Any]:
+    async def run_many(self, calls: Iterable[Any], tells: Iterable[Any] = ()) -> list[Any]:
         calls = list(calls)
         if self.fault is not None:
             raise self.fault
         await self.connected.wait()
-        begun = [self._pack(*call) for call in calls]
+        begun = [
+            self._pack(*call, tell)
+            for call, tell in itertools.zip_longest(calls, tells, fillvalue=None)
+            if call is not None
+        ]
         replies = [await reply for reply in begun]
         await self.replies.wait()
         return replies
 
-    def close(self) -> None:
+    async def drain(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
         pass
 
 
@@ -290,6 +303,22 @@ def test_the_next_turn_is_another_write() -> None:
         tasks += tasks_of(asker.take() for _ in range(3))
         await asyncio.gather(*tasks)
         assert asker.written() == [["take_one k 1", "take_some k 2"]] * 2
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("hot", [False, True])
+def test_who_has_asked_together_goes_on_together(hot: bool) -> None:
+    async def run() -> None:
+        asker = Asker((Quota(1_000, per=1.0),))
+
+        async def ask(number: int) -> None:
+            for _ in range(5):
+                assert await asker.take("k" if hot else str(number)) == 0
+
+        await asyncio.gather(*map(ask, range(64)))
+        other = ["take_one k 1", "take_some k 63"] if hot else ["take_one 0 1", "batch 1 63"]
+        assert asker.written() == [other] * 5
 
     asyncio.run(run())
 
@@ -655,7 +684,7 @@ def test_an_interrupt_while_it_is_handed_over_leaves_nobody_hanging(clustered: b
         calls = [asker.take(str(number // 2)) for number in range(12)]
         return await asyncio.gather(*calls, return_exceptions=True)
 
-    async def interrupted(calls: object) -> None:
+    async def interrupted(calls: object, tells: object) -> None:
         asker.wire.run_many = run_many  # type: ignore[method-assign]
         raise KeyboardInterrupt
 

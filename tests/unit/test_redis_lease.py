@@ -824,6 +824,23 @@ def test_where_the_second_call_fails_it_is_known_that_it_did_not_fit(
     assert limiter.stats()[1:6] == (1, 0, 0, 1, 1)
 
 
+def test_where_the_second_call_fails_the_denial_is_as_old_as_the_first(
+    make: Make, store: Store
+) -> None:
+    limiter = make("100/second")
+    hot(limiter)
+    for _ in range(HOT - 1):
+        limiter.allow("k")
+    log = store.logs[next(iter(store.logs))]
+    log[:0] = [store.now_us] * 90
+    free_s = store.now_s + 1.0  # when these leave
+    store.latency_s = 0.02
+    store.on_call = lambda: store.faults.append(TIMED_OUT) if not store.faults else None
+    assert not limiter.allow("k", 8)
+    assert store.calls[-2:] == ["grant", "take_one"]
+    assert not limiter._denials.get(limiter._place("k"), 8, free_s)
+
+
 def test_a_request_whose_time_is_up_is_not_asked_for_again(make: Make, store: Store) -> None:
     limiter = make("100/minute", timeout=0.1, deny_cache=False)
     hot(limiter)

@@ -34,6 +34,7 @@ from nanolimit.redis import limiter as limiter_module
 from nanolimit.redis.denials import Denials
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.lease import HOT
+from nanolimit.redis.policy import Policy
 from store import AsyncStoreWire, Store, StoreWire
 
 TIMED_OUT = Unavailable("no reply in time", outcome_unknown=True)
@@ -121,6 +122,28 @@ def test_check_tells_more(make: Make, store: Store) -> None:
     assert (second.allowed, second.remaining, second.degraded) == (False, 1, False)
     assert second.retry_after == pytest.approx(0.75)
     assert second.quota == Quota(3, per=1.0)
+
+
+def test_a_policy_that_is_closed_makes_no_limiter_any_more() -> None:
+    policy = Policy("local", (Quota(5, per=60),), 1, "ends", 1.0)
+    assert policy.allow("k", 1, REFUSED)
+    policy.close()
+    with pytest.raises(LimiterClosedError, match="'ends' was closed while the store was asked"):
+        policy.allow("k", 1, REFUSED)
+    assert policy._local is None
+
+
+def test_closing_is_possible_though_somebody_waited_in_a_loop_that_is_closed(store: Store) -> None:
+    limiter = AsyncRedisRateLimiter("1/minute", store)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(limiter.allow("k"))
+    task = loop.create_task(limiter.acquire("k"))
+    while not limiter._asleep:
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    asyncio.run(limiter.close())
+    assert store.closed
 
 
 def test_peek_counts_nothing(make: Make, store: Store) -> None:
@@ -961,10 +984,11 @@ def test_who_answers_and_is_no_redis_is_a_store_that_is_away(
         (lambda: limiter.allow_many(["a", "b"]), [False, False]),
     ]
     for verb, answer in verbs:
-        limiter._breaker._until = 0
+        limiter._breakers.single._until = 0
         assert verb() == answer
     for _ in range(2 * HOT):  # a loan is asked for as well
-        limiter._breaker.succeeded(limiter._breaker.enter(store.now_s + 100))
+        breaker = limiter._breakers.single
+        breaker.succeeded(breaker.enter(store.now_s + 100))
         assert limiter.allow("k") is False
     assert limiter.reset("k") in (True, False)
     assert limiter.stats().unknown == limiter.stats().failures > 5

@@ -66,6 +66,7 @@ def test_retries_and_timeouts_are_our_own_and_the_rest_survives() -> None:
         (None, "client of redis-py or valkey-py, or a URL such as '.*', not None$"),
         (5, "not int$"),
         (b"redis://localhost", "not bytes: give the URL as str, 'redis://localhost'"),
+        (b"redis://:secret@localhost", r"give the URL as str, 'redis://\*\*\*@localhost'$"),
         (redis.Redis, r"not the class Redis: make a client of it, Redis\(\.\.\.\)"),
         (redis.Redis().pipeline(), "not Pipeline: give the client of which the pipeline was made"),
         (AsyncRedis().pipeline(), "not Pipeline: give the client of which the pipeline was made"),
@@ -127,6 +128,16 @@ def test_a_client_of_the_other_style() -> None:
         ("unix://", "names no path"),
         ("redis://me:secret@localhost:port", r"'redis://\*\*\*@localhost:port'"),
         ("http://me:secret@localhost", r"not 'http://\*\*\*@localhost'"),
+        ("unix://run/redis.sock", "begins with a third slash, as in 'unix:///run/redis.sock'"),
+        # Generated passwords have such characters, and most people don't escape them.
+        ("redis://me:secret/7@localhost:6379/0", "'/' is written as %2F"),
+        ("redis://me:7/secret@localhost:6379/0", "'/' is written as %2F"),
+        ("redis://me:secret?7@localhost:6379/0", "'[?]' as %3F"),
+        ("redis://me:secret#7@localhost:6379/0", "'#' as %23"),
+        ("redis://me:7#secret@localhost:6379/0", "'#' as %23"),
+        ("redis://me:secret[7@localhost:6379/0", r"'\[' as %5B"),
+        ("me:secret@localhost:6379", r"not '\*\*\*@localhost:6379'"),
+        ("redis://localhost?Password=secret", r"'redis://localhost\?\*\*\*'"),
     ],
 )
 def test_urls_that_are_wrong(url: str, says: str) -> None:

@@ -189,7 +189,10 @@ static NL_NOINLINE bool nl_wait_on(const nl_party *us, nl_wait *w, nl_patience p
         nl_yield();
         return true;
     }
-    if (owner && owner != nl_me(us)) us->ask(us, owner);
+    if (owner && owner != nl_me(us)) {
+        us->ask(us, owner);
+        if (nl_owner_is_dead(us, owner)) return true; /* however late we ask, for we may have been off the processor: it is there to be taken */
+    }
     nl_nap();
     return waited_ns < us->stall_ns && !(patience == NL_BRIEFLY && waited_ns > NL_BRIEF_NS);
 }

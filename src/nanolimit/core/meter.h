@@ -305,8 +305,9 @@ NL_ALWAYS_INLINE nl_outcome nl_meter_deny(uint32_t algorithm, const nl_rule *rul
     bool some;
     uint64_t meta = nl_load64_acquire(&slot->meta);
     if (NL_UNLIKELY(!nl_meter_load(algorithm, slot, meta, now, &m, &some))) return NL_UNDECIDED;
-    /* gcra: most denials need no division, for TAT moves on by at least an interval. (A state that is none has no limit.) */
-    if (algorithm != NL_GCRA || view || m.before != limit || limit != rule->limit || m.word + cost <= limit ||
+    /* gcra: most denials need no division, for TAT moves on by at least an interval, if that is a tick: with less, what fits depends on
+     * the fraction, and if the clock went back `now` is not yet what it will be. (A state that is none has no limit.) */
+    if (algorithm != NL_GCRA || view || m.before != limit || limit != rule->limit || m.word + cost <= limit || !rule->interval ||
         (int64_t)(m.stamp + rule->interval - m.now) <= 0) {
         if (some) nl_meter_move_on(rule, limit, &m);
         if (nl_meter_fits(rule, &m, limit, cost)) return NL_UNDECIDED;

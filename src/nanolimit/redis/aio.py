@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Coroutine, Generator
 from functools import partial
@@ -14,7 +15,7 @@ from nanolimit.clock import NS_PER_SECOND
 from nanolimit.line import checked_timeout
 from nanolimit.redis import script
 from nanolimit.redis.aiowire import AsyncWire
-from nanolimit.redis.coalesce import Coalescer
+from nanolimit.redis.coalesce import Coalescer, answered
 from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.lease import Loans, Order, clock_s
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
     Line = deque[asyncio.Future[None]]
 
 __all__ = ["AsyncRedisRateLimiter"]
+
+
+def _alone(keys: Sequence[bytes]) -> None:
+    """Join nobody."""
 
 
 class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
@@ -73,10 +78,13 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         ImportError: A URL was given and neither redis-py nor valkey-py is installed.
     """
 
-    __slots__ = ("_asleep", "_lines", "_loop", "_sender", "_tasks", "_timer", "_watcher", "_wire")
+    __slots__ = (
+        "_asleep", "_join", "_lines", "_loop", "_sender", "_tasks", "_timer", "_watcher", "_wire",
+    )  # fmt: skip
 
     _limited = AsyncLimited
 
+    _join: Callable[[Sequence[bytes]], asyncio.Future[Any] | None]
     _loop: asyncio.AbstractEventLoop | None
     _sender: Coalescer | AsyncWire
     _tasks: set[asyncio.Task[Any]]
@@ -105,6 +113,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         super().__init__(
             quota,
             per,
+            wire,
             name=name,
             prefix=prefix,
             on_error=on_error,
@@ -116,7 +125,11 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         )
         self._wire = wire
         self._begin_watching()
-        self._sender = Coalescer(wire, self._arguments) if coalesce else wire
+        if coalesce:
+            self._sender = sender = Coalescer(wire, self._arguments)
+            self._join = sender.join
+        else:
+            self._sender, self._join = wire, _alone
         self._loop = None
         self._begin_waiting()
 
@@ -152,14 +165,17 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         ticket = breaker.enter(sent_s)
         try:
             if ticket is None:
-                raise self._not_asked()
+                breaker, ticket = self._entered(self._names.of(key)[0], sent_s)
             try:
-                reply = await self._sender.run(
-                    arguments.take, self._names.of(key), arguments.of(units)
-                )
-                wait_us = reply if type(reply) is int else script.understood(int, reply)
+                names = self._names.of(key)
+                joined = self._join(names) if units == 1 else None
+                if joined is None:
+                    reply = await self._sender.run(arguments.take, names, arguments.of(units))
+                else:
+                    reply = await joined
+                wait_us = reply if type(reply) is int else script.understood(int, answered(reply))
             except Unavailable as fault:
-                self._failed(ticket, fault)
+                self._failed(breaker, ticket, fault)
                 raise
             except BaseException:  # cancelled, or a signal handler raised
                 breaker.abandoned(ticket)
@@ -167,7 +183,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         except Unavailable as fault:
             return self._decided_without(key, units, fault)
         if breaker.succeeded(ticket):
-            self._recovered()
+            self._recovered(breaker)
         return self._decided(key, place, units, sent_s, wait_us, epoch)
 
     async def check(self, key: Key, cost: int = 1) -> Decision:
@@ -227,19 +243,21 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
     async def close(self) -> None:
         """Close the connections. Using the limiter afterwards raises `LimiterClosedError`.
 
-        As `RedisRateLimiter.close`.
+        As `RedisRateLimiter.close`. What was asked before is answered before.
         """
         if self._shut():
+            loop = asyncio.get_running_loop()
+            over_s = loop.time() + self._timeout_s
             for alarm in list(self._asleep):
-                if not alarm.done():
+                if alarm.get_loop() is loop and not alarm.done():
                     alarm.set_result(None)
             try:
+                await self._wire.drain()
                 if self._loans is not None:
-                    if self._timer is not None:
-                        self._timer.cancel()
-                    await self._hold(self._returning(self._loans.close()))
+                    await self._give_back(self._loans, over_s)
             finally:
-                self._wire.close()
+                await self._wire.aclose()
+                self._policy.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -255,6 +273,8 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
     async def _hold(self, dialog: Generator[Any, Any, R]) -> R:
         """Hold a dialog with the store, and return what comes of it."""
         sender = self._sender
+        if self._loans is not None:
+            self._take_over(self._loans)
         try:
             asked = dialog.send(None)
             while True:
@@ -275,14 +295,16 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
 
     # What is lent is asked for, watched and given back by the loop: whoever wanted it may leave.
 
+    def _take_over(self, loans: Loans) -> None:
+        """Watch what is left of the loans of a loop that is closed: its timer does not ring."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._watcher and (self._watcher is None or self._watcher.is_closed()):
+            self._watcher = loop
+            self._timer = None
+            self._watch(loans)
+
     async def _kept(self, order: Order) -> Any:
         """Ask for a loan. If the task is cancelled meanwhile, the answer is kept for others."""
-        assert self._loans is not None
-        loop = asyncio.get_running_loop()
-        if loop is not self._watcher:
-            self._watcher = loop
-            self._timer = None  # that of a loop that is closed does not ring
-            self._watch(self._loans)
         task = self._start(self._sender.run(*order.request))
         try:
             await asyncio.wait((task,))
@@ -321,6 +343,16 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         if due:
             self._start(self._hold(self._returning(due)))
         self._watch(loans)
+
+    async def _give_back(self, loans: Loans, over_s: float) -> None:
+        """Give back all there is, by that time of the loop."""
+        due = loans.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        if due:
+            returned = self._hold(self._returning(due))
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(returned, over_s - asyncio.get_running_loop().time())
 
     def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         task = asyncio.get_running_loop().create_task(work)

@@ -6,17 +6,41 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from nanolimit import supervisor
 from nanolimit.redis.fault import Unavailable, fault_of_connecting
 from nanolimit.redis.line import Cut
-from nanolimit.redis.resp import NOTHING, ProtocolError, Reader, Reply
+from nanolimit.redis.resp import NOTHING, ErrorReply, ProtocolError, Reader, Reply
 
-__all__ = ["AsyncLine", "AsyncPool"]
+if TYPE_CHECKING:
+    from nanolimit.redis.cluster import Address
+
+__all__ = ["AsyncLine", "AsyncPool", "Tell"]
+
+#: Is told of a reply; it does not raise.
+Tell = Callable[[Reply], None]
 
 # The client library bounds each step of connecting, but not what a provider of passwords does.
 _MAKING_MAX_S = 30.0
+
+# A timer that rings later than this: something blocked the loop.
+_LATE_S = 0.005
+
+
+class _Told(asyncio.Future[Reply]):
+    """The reply to come, of which somebody is told at once.
+
+    Those who wait on a future run with the next turn of the loop; were what they hand on to others
+    one turn later still, those who have asked together would come in two crowds from then on.
+    """
+
+    _tell: Tell
+
+    def set_result(self, result: Reply) -> None:
+        super().set_result(result)
+        if type(result) is not ErrorReply:
+            self._tell(result)
 
 
 class _Waiter:
@@ -59,6 +83,8 @@ class AsyncLine(asyncio.Protocol):
         self._out: list[bytes] = []
         self._unsent: list[_Waiter] = []  # those of _out
         self._write = object()  # stands for the write to come
+        self._asked_s = 0.0  # when the first of it was asked for, in the loop's time
+        self._was_late = False  # was it too late when the timer rang?
         self._waiters: deque[_Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._lost: str | None = None
@@ -72,24 +98,33 @@ class AsyncLine(asyncio.Protocol):
         """Whether a request may go out on it."""
         return self._lost is None and self._ended is not None
 
-    def call(self, data: bytes, deadline: float, skip: bool = False) -> asyncio.Future[Reply]:
+    def call(
+        self, data: bytes, deadline: float, skip: bool = False, tell: Tell | None = None
+    ) -> asyncio.Future[Reply]:
         """Send a request with this turn of the loop.
 
         Args:
             data: Its bytes.
             deadline: In the loop's time.
             skip: Two replies will come, of which the first is not wanted.
+            tell: Is told of the reply when it comes, unless it is an error or nobody waits for it.
 
         Returns:
             The reply to come. It raises Cut where nothing was sent, Unavailable where the outcome
             is unknown.
         """
-        future: asyncio.Future[Reply] = self._loop.create_future()
+        future: asyncio.Future[Reply]
+        if tell is None:
+            future = self._loop.create_future()
+        else:
+            future = told = _Told(loop=self._loop)
+            told._tell = tell
         if self._lost is not None:
             future.set_exception(Cut(self._lost))
             return future
         if not self._out:
             self._loop.call_soon(self._flush)
+            self._asked_s = self._loop.time()
         self._out.append(data)
         if skip:
             self._unsent.append(_Waiter(None, deadline, self._write))
@@ -105,6 +140,13 @@ class AsyncLine(asyncio.Protocol):
     def _flush(self) -> None:
         if self._lost is not None or not self._out:
             return
+        now = self._loop.time()
+        late_s = now - self._asked_s
+        if late_s > self._unsent[0].deadline - now:
+            # Something blocked the loop for most of their time. Nobody has waited for the server
+            # yet, and it is not what failed: they get their time from now on.
+            for waiter in self._unsent:
+                waiter.deadline += late_s
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         self._out.clear()
         self._waiters += self._unsent
@@ -114,8 +156,15 @@ class AsyncLine(asyncio.Protocol):
 
     def _expire(self) -> None:
         """Give up those whose time is over, and the line with the first of them."""
-        self._timer = None
         now = self._loop.time()
+        timer, self._timer = self._timer, None
+        if not self._was_late and timer is not None and now - timer.when() > _LATE_S:
+            # Something blocked the loop: it has yet to write what was asked for, and to read what
+            # has come meanwhile. (asyncio does so before its timers ring, uvloop does not.)
+            self._was_late = True
+            self._timer = self._loop.call_at(now + _LATE_S, self._expire)
+            return
+        self._was_late = False
         next_deadline: float | None = None
         overdue = False
         for waiter in (*self._waiters, *self._unsent):
@@ -132,6 +181,11 @@ class AsyncLine(asyncio.Protocol):
             self._timer = self._loop.call_at(next_deadline, self._expire)
         elif not self.usable:
             self.close()
+
+    def expected(self) -> list[asyncio.Future[Reply]]:
+        """Return the replies that somebody waits for."""
+        futures = (waiter.future for waiter in (*self._waiters, *self._unsent))
+        return [future for future in futures if future is not None and not future.done()]
 
     def _retire(self) -> None:
         ended, self._ended = self._ended, None
@@ -260,11 +314,17 @@ class AsyncPool:
     Args:
         connection: Returns a connection of the client library, not connected.
         name: Whom it connects to, for messages.
+        address: The same, as a cluster knows it; None: nobody has to know.
     """
 
-    def __init__(self, connection: Callable[[], Any], name: str) -> None:
+    def __init__(
+        self, connection: Callable[[], Any], name: str, address: Address | None = None
+    ) -> None:
         self._connection = connection
         self.name = name
+        self.address = address
+        # When a call to it failed last: of several nodes, it is asked last.
+        self.failed_s = 0.0
         self._line: AsyncLine | None = None
         self._making: asyncio.Task[AsyncLine | Unavailable] | None = None
         # Also those that are given up, while somebody still waits on them.
@@ -328,6 +388,10 @@ class AsyncPool:
     def _ended(self, line: AsyncLine) -> None:
         if self._line is line:
             self._line = None
+
+    def expected(self) -> list[asyncio.Future[Reply]]:
+        """Return the replies that somebody waits for."""
+        return [future for line in list(self._lines) for future in line.expected()]
 
     def flush(self) -> None:
         """Have it made anew: whoever answers on it is not the one whom we want."""

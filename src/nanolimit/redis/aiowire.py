@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nanolimit.redis.aioline import AsyncPool
+from nanolimit.redis.aioline import AsyncPool, Tell
 from nanolimit.redis.cluster import Address, SlotMap, redirect, slot_of
 from nanolimit.redis.fault import Unavailable, code_of, fault_of_reply
 from nanolimit.redis.line import Cut
@@ -25,6 +25,9 @@ __all__ = ["AsyncWire"]
 
 # A map that may be wrong is asked for anew, but not more often than this.
 REFRESH_PAUSE_S = 0.2
+# Within so many turns of the loop goes out what was collected, and a reply has led to what it leads
+# to: it may be another request.
+_QUIET_TURNS = 5
 NOT_THE_MASTER = frozenset({"READONLY", "MASTERDOWN"})
 _SLOTS = pack_words("CLUSTER", "SLOTS")
 
@@ -78,6 +81,11 @@ class AsyncWire:
         """Whether keys of several slots can't go in one call. A URL's server tells by its reply."""
         return self._slots is not None
 
+    @property
+    def slots(self) -> SlotMap | None:
+        """Who serves what, as far as it is known; None: there is one server."""
+        return self._slots
+
     def __repr__(self) -> str:
         return f"<AsyncWire to {self._target.name}, timeout {self._timeout_s:g} s>"
 
@@ -125,11 +133,18 @@ class AsyncWire:
             raise request.result
         return request.result
 
-    async def run_many(self, calls: Iterable[Call]) -> list[Reply | Unavailable]:
+    async def run_many(
+        self, calls: Iterable[Call], tells: Iterable[Tell | None] = ()
+    ) -> list[Reply | Unavailable]:
         """Run many scripts: one write to each server.
 
         They run in order on each server, but not as one: others may come in between. All of it
         takes at most `timeout_s`.
+
+        Args:
+            calls: Each a script, its keys and its arguments.
+            tells: For each call, who is told of its reply as soon as it comes, if it comes as one
+                should: the tasks that wait for this run a turn of the loop later.
 
         Returns:
             For each call its reply, or the `Unavailable` that `run` would have raised.
@@ -137,6 +152,8 @@ class AsyncWire:
         self._enter()
         deadline = self._clock() + self._timeout_s
         requests = [Request(*call) for call in calls]
+        for request, tell in zip(requests, tells, strict=False):
+            request.tell = tell
         groups: dict[AsyncPool, list[Request]] = {}
         for request in requests:
             try:
@@ -172,8 +189,27 @@ class AsyncWire:
         self._closed = True
         if self._pid != os.getpid() or self._loop is None or self._loop.is_closed():
             return
+        here = _running_loop() is self._loop
         for pool in self._pools.values():
-            pool.close()
+            if here:
+                pool.close()
+            else:  # its loop may run in another thread
+                self._loop.call_soon_threadsafe(pool.close)
+
+    async def drain(self) -> None:
+        """Wait for the replies to what was asked for. Takes at most `timeout_s`."""
+        loop = asyncio.get_running_loop()
+        over = loop.time() + self._timeout_s
+        quiet = 0
+        while quiet < _QUIET_TURNS and loop is self._loop and self._pid == os.getpid():
+            await asyncio.sleep(0)
+            replies = [reply for pool in self._pools.values() for reply in pool.expected()]
+            left = over - loop.time()
+            if left <= 0:
+                return
+            if replies:
+                await asyncio.wait(replies, timeout=left)
+            quiet = 0 if replies else quiet + 1
 
     async def aclose(self) -> None:
         """The same, and let the loop carry it out. Takes at most `timeout_s`."""
@@ -237,8 +273,8 @@ class AsyncWire:
                 # Not a byte of it was sent. Once more, on another connection.
                 line = await pool.take(deadline)
                 return await line.call(data, deadline, asking)
-        except Unavailable:
-            self._suspect()
+        except Unavailable as fault:
+            self._suspect(pool, fault)
             raise
 
     async def _begin_all(
@@ -247,10 +283,13 @@ class AsyncWire:
         try:
             line = pool.line or await pool.take(deadline)
         except Unavailable as fault:
-            self._suspect()
+            self._suspect(pool, fault)
             return [fault.again() for _ in requests]
         # Nothing is awaited between them, so that they are one write.
-        return [line.call(request.packed(), deadline, request.asking) for request in requests]
+        return [
+            line.call(request.packed(), deadline, request.asking, request.tell)
+            for request in requests
+        ]
 
     async def _finish(
         self,
@@ -268,7 +307,7 @@ class AsyncWire:
             except Cut:
                 reply = await self._exchange(pool, request.packed(), deadline, request.asking)
         except Unavailable as fault:
-            self._suspect()
+            self._suspect(pool, fault)
             request.result = fault
             return None
         return self._settle(request, reply, pool)
@@ -277,6 +316,9 @@ class AsyncWire:
         """Send a request that did not run until it does."""
         where: AsyncPool | None = pool
         for _ in range(HOPS_MAX - 1):
+            now = self._clock()
+            if now >= deadline:  # a reply came in time, and something has blocked the loop
+                deadline = now + self._timeout_s
             try:
                 reply = await self._exchange(pool, request.packed(), deadline, request.asking)
             except Unavailable as fault:
@@ -288,13 +330,15 @@ class AsyncWire:
             pool = where
             if type(reply) is ErrorReply and reply.text.startswith("TRYAGAIN"):
                 await asyncio.sleep(max(0.0, min(TRY_AGAIN_S, deadline - self._clock())))
+                if self._clock() >= deadline:
+                    return
 
     def _settle(self, request: Request, reply: Reply, pool: AsyncPool) -> AsyncPool | None:
         """Take a reply; return where to send the request anew, None if it is over."""
         code = request.settle(reply)
         if code is None:
-            if isinstance(reply, ErrorReply):
-                self._note(reply.text, pool)
+            if isinstance(request.result, Unavailable) and isinstance(reply, ErrorReply):
+                self._note(reply.text, request.result, pool)
             return None
         if code == "NOSCRIPT":
             request.by_source = True
@@ -303,8 +347,7 @@ class AsyncWire:
             return pool
         assert isinstance(reply, ErrorReply)
         try:
-            asked = next((each for each, other in self._pools.items() if other is pool), self._seed)
-            slot, address = redirect(reply.text, asked)
+            slot, address = redirect(reply.text, pool.address or self._seed)
         except ValueError:
             return None
         address = self._remapped(address)
@@ -317,15 +360,17 @@ class AsyncWire:
             self._slots.owners[slot] = address
         return self._pool_at(address)
 
-    def _note(self, text: str, pool: AsyncPool) -> None:
+    def _note(self, text: str, fault: Unavailable, pool: AsyncPool) -> None:
         """Learn what an error says of the server."""
+        if self._slots is not None:
+            fault.node = pool.address
         code = code_of(text)
         if code in NOT_THE_MASTER:
             # There was a failover: whoever asks for the name, or the Sentinel, gets another.
             pool.flush()
-            self._suspect()
+            self._suspect(pool, fault)
         elif code == "CLUSTERDOWN":
-            self._suspect()
+            self._suspect(pool, fault)
 
     # Where
 
@@ -348,7 +393,7 @@ class AsyncWire:
             target = self._target
             only = not target.clustered and address == target.seeds[0]
             name = target.name if only else str(address)
-            pool = AsyncPool(_maker(target, None if only else address), name)
+            pool = AsyncPool(_maker(target, None if only else address), name, address)
             self._pools[address] = pool
         return pool
 
@@ -356,10 +401,12 @@ class AsyncWire:
         remap = self._target.remap
         return address if remap is None else Address(*remap(address))
 
-    def _suspect(self) -> None:
-        """Something is wrong: it may be that another serves the slot now."""
+    def _suspect(self, pool: AsyncPool, fault: Unavailable) -> None:
+        """Something is wrong with a node: it may be that another serves the slot now."""
         if self._slots is not None:
             self._stale_slots = True
+            fault.node = pool.address
+            pool.failed_s = self._clock()
 
     async def _refresh(self, deadline: float) -> None:
         """Ask who serves what; all tasks wait for the same answer.
@@ -389,17 +436,20 @@ class AsyncWire:
     async def _ask_for_slots(self, nodes: list[Address], deadline: float) -> Unavailable | None:
         last: Unavailable | None = None
         try:
-            for address in nodes:
+            pools = [(address, self._pool_at(address)) for address in nodes]
+            # Whose call has failed is asked last: it may take half of the time.
+            for address, pool in sorted(pools, key=lambda each: each[1].failed_s):
                 # One that is silent must leave time for the next, and for the call itself.
                 until = self._clock() + (deadline - self._clock()) / 2
                 try:
-                    line = await self._pool_at(address).take(until)
+                    line = await pool.take(until)
                     reply = await line.call(_SLOTS, until)
                     if isinstance(reply, ErrorReply):
                         raise fault_of_reply(reply.text)
                     slots = SlotMap.read(reply, address)
                 except Unavailable as fault:
                     last = fault
+                    pool.failed_s = self._clock()
                 except ValueError as error:
                     last = Unavailable(f"{address} did not tell its slots: {error}")
                 else:
@@ -419,6 +469,13 @@ class AsyncWire:
         kept = {*nodes, self._seed}
         for address in [each for each in self._pools if each not in kept]:
             self._pools.pop(address).flush()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _maker(target: Target, address: Address | None) -> Callable[[], Any]:

@@ -80,7 +80,7 @@ class SlotMap:
             first, last, owner = row[0], row[1], row[2]
             if not (isinstance(first, int) and isinstance(last, int) and isinstance(owner, list)):
                 raise ValueError(f"no range of slots: {row!r}")
-            port = owner[1]
+            port = owner[1] if len(owner) > 1 else None
             if not isinstance(port, int):
                 raise ValueError(f"no port: {owner!r}")
             address = Address(_host(owner[0], asked), port)

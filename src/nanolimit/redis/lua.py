@@ -184,6 +184,40 @@ TAKE = f"""
 return take(1, #KEYS, tonumber(ARGV[1]))
 """
 
+# `take` for one quota and one unit, in little more than half of the time: what is the same for all
+# keys is made once, and where the newest stamp lies in the same eighth, nothing else is written
+# than the new one. A lease ahead, and a clock that went back, are left to `take`.
+_TAKE_QUICKLY = """
+local window, limit, index = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local stamp, longest = string.format('%.0f', clock), limit + math.min(1024, math.floor(limit / 16))
+local eighth = 1000 * math.max(1, math.floor(window / 8000))
+local due = math.ceil((clock + window) / eighth)
+local expiry, earlier = string.format('%.0f', due * eighth / 1000), (due - 1) * eighth - window
+local tonumber, abs = tonumber, math.abs
+local function take_quickly(first)
+  local key = KEYS[first]
+  local head = call('LINDEX', key, '0')
+  if not head then
+    call('LPUSH', key, stamp)
+    call('PEXPIREAT', key, expiry)
+    return 0
+  end
+  head = tonumber(head)
+  if head < 0 or head > clock then return take(first, 1, 1) end
+  local last = call('LINDEX', key, index)
+  if last then
+    local wait = abs(last) + window - clock
+    if wait > 0 then return wait end
+  end
+  if head <= earlier then
+    count(key, head, clock, clock, 1, 1, window, limit)
+  elseif call('LPUSH', key, stamp) > longest then
+    call('LTRIM', key, 0, limit - 1)
+  end
+  return 0
+end
+"""
+
 # Waits in a text with spaces between them: clients read that faster than so many integers.
 # What is wrong with one key, such as a value of another type, leaves the others alone: its wait is
 # -1, and the error stands at the end. What is wrong with the server, it says at the first write,
@@ -193,10 +227,12 @@ BATCH = f"""
 {_CLOCK}
 {_COUNT}
 {_TAKE}
+{_TAKE_QUICKLY}
 local quotas, units, waits = (#ARGV - 1) / 3, tonumber(ARGV[1]), {{}}
+local which = quotas == 1 and units == 1 and take_quickly or take
 local counted, why = false, ''
 for first = 1, #KEYS, quotas do
-  local done, wait = pcall(take, first, quotas, units)
+  local done, wait = pcall(which, first, quotas, units)
   if not done then
     local text = type(wait) == 'table' and wait.err or wait
     if not counted and not string.find(text, 'WRONGTYPE', 1, true) then
@@ -205,9 +241,11 @@ for first = 1, #KEYS, quotas do
     end
     wait, why = -1, ' !' .. text
   elseif wait == 0 then
-    counted = true
+    counted, wait = true, '0'
+  else
+    wait = math.min(wait, {MOST_BATCH_WAIT_US})
   end
-  waits[#waits + 1] = math.min(wait, {MOST_BATCH_WAIT_US})
+  waits[#waits + 1] = wait
 end
 return table.concat(waits, ' ') .. why
 """

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from nanolimit import _core, telemetry
 from nanolimit.clock import NS_PER_SECOND, shown
+from nanolimit.errors import LimiterClosedError
 from nanolimit.limiter import RateLimiter, hide
 from nanolimit.quota import Quota
 from nanolimit.redis.errors import StoreUnavailableError
@@ -61,8 +62,8 @@ class Policy:
     """The answers of one limiter while it is without its store. Thread-safe."""
 
     __slots__ = (
-        "__weakref__", "_local", "_making", "_most", "_name", "_shares", "_tightest", "on_error",
-        "pause_s",
+        "__weakref__", "_closed", "_local", "_making", "_most", "_name", "_shares", "_tightest",
+        "on_error", "pause_s",
     )  # fmt: skip
 
     on_error: str
@@ -87,6 +88,7 @@ class Policy:
         self._shares = tuple(share(quota, nodes) for quota in quotas)
         # The largest cost that a share can ever hold.
         self._most = min(quota.limit for quota in self._shares)
+        self._closed = False
         self._local: RateLimiter | None = None
         if shared is not None:
             # A deployment with another limit or `nodes` goes on with the table.
@@ -176,8 +178,9 @@ class Policy:
         return local is not None and local.reset(key)
 
     def close(self) -> None:
-        """Give the local limiter's memory back."""
+        """Give the local limiter's memory back, and make no other one."""
         with self._making:
+            self._closed = True
             local, self._local = self._local, None
         if local is not None:
             local.close()
@@ -196,6 +199,10 @@ class Policy:
             with self._making:
                 local = self._local
                 if local is None:
+                    if self._closed:
+                        raise LimiterClosedError(
+                            f"limiter {self._name!r} was closed while the store was asked"
+                        )
                     # By its name, telemetry hears of what it decides as of the others.
                     local = RateLimiter(self._shares, name=self._name, max_keys=_MAX_KEYS)
                     hide(local)

@@ -7,11 +7,15 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from nanolimit import supervisor
 from nanolimit.redis.fault import Unavailable, fault_of_connecting
 from nanolimit.redis.fork import renew_after_fork
 from nanolimit.redis.line import Line
+
+if TYPE_CHECKING:
+    from nanolimit.redis.cluster import Address
 
 __all__ = ["Pool"]
 
@@ -31,11 +35,17 @@ class Pool:
         connect: Makes a line of the given age. May take its time.
         name: Whom they connect to, for messages.
         size: How many there are at most.
+        address: The same, as a cluster knows it; None: nobody has to know.
     """
 
-    def __init__(self, connect: Callable[[int], Line], name: str, size: int) -> None:
+    def __init__(
+        self, connect: Callable[[int], Line], name: str, size: int, address: Address | None = None
+    ) -> None:
         self._connect = connect
         self.name = name
+        self.address = address
+        # When a call to it failed last: of several nodes, it is asked last.
+        self.failed_s = 0.0
         self._size = size
         self._closed = False
         self._age = 0
@@ -43,13 +53,16 @@ class Pool:
         renew_after_fork(self)
 
     def _begin(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant, like every lock of the face: a signal handler may ask the limiter as well. It
+        # is taken by itself and not by way of the condition, which does that in Python: a handler
+        # that raises there would leave it held.
+        self._lock = threading.RLock()
         self._change = threading.Condition(self._lock)
         self._free: list[Line] = []
         # The free ones and those that are lent. Weak: a signal handler may raise between two steps
         # here, and a line that was lost so must not take up a place for ever.
         self._lines: weakref.WeakSet[Line] = weakref.WeakSet()
-        self._connecting = 0
+        self._connecting: set[_Attempt] = set()
         self._waiting = 0
         # For those whose time is up before there is a line: who came before the first of them left
         # tells nothing new.
@@ -69,7 +82,7 @@ class Pool:
         """
         while True:
             with self._lock:
-                line = self._free.pop() if self._free else None
+                line = self._idle()
             if line is None:
                 line = self._wait(deadline)
             if line.alive():
@@ -90,7 +103,7 @@ class Pool:
     def drop(self, line: Line) -> None:
         """Hand back a line that is of no more use."""
         line.close()
-        with self._change:
+        with self._lock:
             if line.lent is self._period:
                 self._period = object()
             self._lines.discard(line)
@@ -106,7 +119,7 @@ class Pool:
 
     def close(self) -> None:
         """Close all, those that are lent when they come back."""
-        with self._change:
+        with self._lock:
             self._closed = True
             self._change.notify_all()
         self.flush()
@@ -121,12 +134,12 @@ class Pool:
 
     def _wait(self, deadline: float) -> Line:
         """Wait for a line that is made for this call or handed back by another."""
-        with self._change:
+        with self._lock:
             own: _Attempt | None = None
             lack = self._lack
             self._waiting += 1
             try:
-                while not self._free:
+                while (line := self._idle()) is None:
                     if self._closed:
                         raise Unavailable(f"the connection to {self.name} was closed")
                     if own is not None and own.fault is not None:
@@ -140,18 +153,26 @@ class Pool:
                         raise Unavailable(self._why_none(), origin=lack)
                     self._change.wait(left_s)
                 if time.monotonic() >= deadline:
-                    # Too late to send anything: the next one may have it.
-                    self._change.notify()
+                    self._free.append(line)  # too late to send anything
                     raise Unavailable(f"no connection to {self.name} in time")
-                return self._free.pop()
+                return line
             finally:
                 self._waiting -= 1
+                if self._free:  # the next one may have it
+                    self._change.notify()
                 own = None  # its fault's traceback holds this frame
+
+    def _idle(self) -> Line | None:
+        """Take one that is free. In one step: a signal handler takes one, too."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return None
 
     def _may_connect(self) -> bool:
         # One for each that waits: those whose callers have left serve the next ones.
         most = min(_CONNECTING_MAX, self._waiting, self._size - len(self._lines))
-        return self._connecting < most
+        return len(self._connecting) < most
 
     def _why_none(self) -> str:
         if len(self._lines) >= self._size:
@@ -160,26 +181,29 @@ class Pool:
 
     def _attempt(self) -> _Attempt:
         attempt = _Attempt()
-        self._connecting += 1
         try:
+            self._connecting.add(attempt)
             supervisor.once("nanolimit-connect", partial(self._make, attempt, self._age))
-        except RuntimeError as error:  # out of threads, or the interpreter ends
-            self._connecting -= 1
-            raise fault_of_connecting(error, self.name) from error
+        except BaseException as error:
+            # Where a signal handler raised, nobody knows whether there will be a thread.
+            self._connecting.discard(attempt)
+            if isinstance(error, RuntimeError):  # out of threads, or the interpreter ends
+                raise fault_of_connecting(error, self.name) from error
+            raise
         return attempt
 
     def _make(self, attempt: _Attempt, age: int) -> None:
         try:
             line = self._connect(age)
         except Exception as error:
-            with self._change:
+            with self._lock:
                 attempt.fault = fault_of_connecting(error, self.name)
-                self._connecting -= 1
+                self._connecting.discard(attempt)
                 self._change.notify_all()
             return
-        with self._change:
+        with self._lock:
             attempt.done = True
-            self._connecting -= 1
+            self._connecting.discard(attempt)
             if self._closed or age != self._age:
                 line.close()
             else:

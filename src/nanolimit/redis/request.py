@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nanolimit.redis.cluster import slot_of
 from nanolimit.redis.fault import Unavailable, fault_of_reply
@@ -34,10 +34,12 @@ class Request:
         args: Its arguments.
     """
 
-    __slots__ = ("_args", "_keys", "_script", "asking", "by_source", "result")
+    __slots__ = ("_args", "_keys", "_script", "asking", "by_source", "result", "tell")
 
     asking: bool
     by_source: bool
+    # Who is told of the first reply.
+    tell: Callable[[Reply], None] | None
     # None until there is one.
     result: Reply | Unavailable
 
@@ -47,6 +49,7 @@ class Request:
         self._args = args
         self.asking = False
         self.by_source = False
+        self.tell = None
         self.result = None
 
     @property

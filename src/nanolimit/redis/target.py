@@ -6,7 +6,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from nanolimit.redis.cluster import Address
 
@@ -115,7 +115,7 @@ def _refusal(given: object, style: Style) -> str:
     if given is None:
         what = "not None"
     elif isinstance(given, bytes):
-        what = f"not bytes: give the URL as str, {given.decode('utf-8', 'replace')!r}"
+        what = f"not bytes: give the URL as str, {shown_url(given.decode('utf-8', 'replace'))}"
     elif isinstance(given, type):
         what = f"not the class {given.__name__}: make a client of it, {given.__name__}(...)"
     elif any(name.endswith("Pipeline") for name in names):
@@ -250,8 +250,7 @@ def _of_url(url: str, style: Style, timeout_s: float) -> Target:
         )
     library = _library(scheme)
     try:
-        parts = urlsplit(url)
-        _check_parts(url, parts.port, parts.path, scheme)
+        _check_parts(url, scheme)
         module = importlib.import_module(f"{library}.asyncio" if style == "async" else library)
         pool = module.ConnectionPool.from_url(url)
         # What the URL asks for is looked at by the class of connections, not before.
@@ -265,17 +264,33 @@ def _of_url(url: str, style: Style, timeout_s: float) -> Target:
     return _of_pool(pool, pool, timeout_s)
 
 
-def _check_parts(url: str, port: int | None, path: str, scheme: str) -> None:
-    """Refuse what the client library overlooks."""
+def _check_parts(url: str, scheme: str) -> None:
+    """Refuse what the client library overlooks. A password is not told, nor a part of one."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        # It tells what it takes for a port.
+        raise ValueError(_BROKEN if "@" in url else str(error)) from None
     if scheme == "unix":
-        if path in ("", "/"):
+        if parts.path in ("", "/"):
             raise ValueError("it names no path, as in 'unix:///run/redis.sock'")
+        if parts.hostname:
+            raise ValueError("the path begins with a third slash, as in 'unix:///run/redis.sock'")
         return
     if port == 0:
         raise ValueError("the port is 0")
-    number = path.strip("/")
+    number = parts.path.strip("/")
+    if "@" in number or "@" in parts.fragment:
+        raise ValueError(_BROKEN)
     if number and not (number.isascii() and number.isdigit()):
-        raise ValueError(f"the path is the number of a database, such as '/0', not {path!r}")
+        raise ValueError(f"the path is the number of a database, such as '/0', not {parts.path!r}")
+
+
+_BROKEN = (
+    "host and port are not understood (in user and password, '/' is written as %2F, '?' as %3F, "
+    "'#' as %23, '[' as %5B)"
+)
 
 
 def _library(scheme: str) -> str:
@@ -295,16 +310,13 @@ def _library(scheme: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """Return the repr of a URL without its password."""
-    try:
-        parts = urlsplit(url)
-        if parts.password is not None or "@" in parts.netloc:
-            _, _, where = parts.netloc.rpartition("@")
-            url = urlunsplit(parts._replace(netloc=f"***@{where}"))
-        if "password" in parts.query:
-            url = url.partition("?")[0] + "?***"
-    except ValueError:
-        url = url.rpartition("@")[2]
+    """Return the repr of a URL without its password, also where it is not well-formed."""
+    before, secret, where = url.rpartition("@")
+    if secret:
+        scheme, divider, _ = before.partition("://")
+        url = f"{scheme if divider else ''}{divider}***@{where}"
+    if "password" in url.casefold():
+        url = url.partition("?")[0] + "?***"
     return repr(url if len(url) <= 200 else url[:199] + "…")
 
 
