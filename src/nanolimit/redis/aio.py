@@ -15,7 +15,7 @@ from nanolimit.clock import NS_PER_SECOND
 from nanolimit.line import checked_timeout
 from nanolimit.redis import script
 from nanolimit.redis.aiowire import AsyncWire
-from nanolimit.redis.coalesce import Coalescer
+from nanolimit.redis.coalesce import Coalescer, answered
 from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.lease import Loans, Order, clock_s
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     Line = deque[asyncio.Future[None]]
 
 __all__ = ["AsyncRedisRateLimiter"]
+
+
+def _alone(keys: Sequence[bytes]) -> None:
+    """Join nobody."""
 
 
 class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
@@ -74,10 +78,13 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         ImportError: A URL was given and neither redis-py nor valkey-py is installed.
     """
 
-    __slots__ = ("_asleep", "_lines", "_loop", "_sender", "_tasks", "_timer", "_watcher", "_wire")
+    __slots__ = (
+        "_asleep", "_join", "_lines", "_loop", "_sender", "_tasks", "_timer", "_watcher", "_wire",
+    )  # fmt: skip
 
     _limited = AsyncLimited
 
+    _join: Callable[[Sequence[bytes]], asyncio.Future[Any] | None]
     _loop: asyncio.AbstractEventLoop | None
     _sender: Coalescer | AsyncWire
     _tasks: set[asyncio.Task[Any]]
@@ -118,7 +125,11 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         )
         self._wire = wire
         self._begin_watching()
-        self._sender = Coalescer(wire, self._arguments) if coalesce else wire
+        if coalesce:
+            self._sender = sender = Coalescer(wire, self._arguments)
+            self._join = sender.join
+        else:
+            self._sender, self._join = wire, _alone
         self._loop = None
         self._begin_waiting()
 
@@ -156,10 +167,13 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
             if ticket is None:
                 breaker, ticket = self._entered(self._names.of(key)[0], sent_s)
             try:
-                reply = await self._sender.run(
-                    arguments.take, self._names.of(key), arguments.of(units)
-                )
-                wait_us = reply if type(reply) is int else script.understood(int, reply)
+                names = self._names.of(key)
+                joined = self._join(names) if units == 1 else None
+                if joined is None:
+                    reply = await self._sender.run(arguments.take, names, arguments.of(units))
+                else:
+                    reply = await joined
+                wait_us = reply if type(reply) is int else script.understood(int, answered(reply))
             except Unavailable as fault:
                 self._failed(breaker, ticket, fault)
                 raise
@@ -285,8 +299,8 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         """Watch what is left of the loans of a loop that is closed: its timer does not ring."""
         loop = asyncio.get_running_loop()
         if loop is not self._watcher and (self._watcher is None or self._watcher.is_closed()):
-            self._begin_watching()
             self._watcher = loop
+            self._timer = None
             self._watch(loans)
 
     async def _kept(self, order: Order) -> Any:
@@ -331,17 +345,14 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         self._watch(loans)
 
     async def _give_back(self, loans: Loans, over_s: float) -> None:
-        """Give back all there is, and what is on its way here, by that time of the loop."""
-        loop = asyncio.get_running_loop()
-        if self._tasks and loop is self._watcher:
-            await asyncio.wait(self._tasks, timeout=max(over_s - loop.time(), 0.0))
+        """Give back all there is, by that time of the loop."""
         due = loans.close()
         if self._timer is not None:
             self._timer.cancel()
         if due:
             returned = self._hold(self._returning(due))
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(returned, over_s - loop.time())
+                await asyncio.wait_for(returned, over_s - asyncio.get_running_loop().time())
 
     def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         task = asyncio.get_running_loop().create_task(work)

@@ -24,7 +24,7 @@ Tell = Callable[[Reply], None]
 # The client library bounds each step of connecting, but not what a provider of passwords does.
 _MAKING_MAX_S = 30.0
 
-# A turn of the loop that takes longer is not counted as the server's.
+# A timer that rings later than this: something blocked the loop.
 _LATE_S = 0.005
 
 
@@ -140,10 +140,11 @@ class AsyncLine(asyncio.Protocol):
     def _flush(self) -> None:
         if self._lost is not None or not self._out:
             return
-        late_s = self._loop.time() - self._asked_s
-        if late_s > _LATE_S:
-            # Something blocked the loop. Nobody has waited for the server yet, and it is not what
-            # failed: they get their time from now on.
+        now = self._loop.time()
+        late_s = now - self._asked_s
+        if late_s > self._unsent[0].deadline - now:
+            # Something blocked the loop for most of their time. Nobody has waited for the server
+            # yet, and it is not what failed: they get their time from now on.
             for waiter in self._unsent:
                 waiter.deadline += late_s
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)

@@ -25,7 +25,8 @@ __all__ = ["AsyncWire"]
 
 # A map that may be wrong is asked for anew, but not more often than this.
 REFRESH_PAUSE_S = 0.2
-# Within so many turns of the loop goes out what was collected, or is sent anew after a reply.
+# Within so many turns of the loop goes out what was collected, and a reply has led to what it leads
+# to: it may be another request.
 _QUIET_TURNS = 5
 NOT_THE_MASTER = frozenset({"READONLY", "MASTERDOWN"})
 _SLOTS = pack_words("CLUSTER", "SLOTS")

@@ -10,6 +10,7 @@ store's.
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import abstractmethod
 from array import array
@@ -310,9 +311,14 @@ class Dialog(Limiting):
     def _watch(self, loans: Loans) -> None:
         """See to it that what is left of the loans is given back at their ends."""
 
-    def _returning(self, due: list[Due]) -> Generator[list[Request], Any, None]:
-        """Give back what nobody uses any more. Nothing is sent twice: else it is lost."""
-        while due:
+    def _returning(
+        self, due: list[Due], until_s: float = math.inf
+    ) -> Generator[list[Request], Any, None]:
+        """Give back what nobody uses any more. Nothing is sent twice: else it is lost.
+
+        `until_s`: when nothing more is sent, by `monotonic`.
+        """
+        while due and monotonic() < until_s:
             part, due = due[:RETURNS], due[RETURNS:]
             requests: list[Request] = [
                 (script.RETURN, loan.names, self._arguments.returned(units, loan.stamp))
