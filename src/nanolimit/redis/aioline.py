@@ -317,13 +317,17 @@ class AsyncPool:
         address: The same, as a cluster knows it; None: nobody has to know.
     """
 
+    name: str
+    address: Address | None
+    #: When a call to it failed last, in the loop's time: of several nodes, it is asked last.
+    failed_s: float
+
     def __init__(
         self, connection: Callable[[], Any], name: str, address: Address | None = None
     ) -> None:
         self._connection = connection
         self.name = name
         self.address = address
-        # When a call to it failed last: of several nodes, it is asked last.
         self.failed_s = 0.0
         self._line: AsyncLine | None = None
         self._making: asyncio.Task[AsyncLine | Unavailable] | None = None
