@@ -984,10 +984,11 @@ def test_who_answers_and_is_no_redis_is_a_store_that_is_away(
         (lambda: limiter.allow_many(["a", "b"]), [False, False]),
     ]
     for verb, answer in verbs:
-        limiter._breaker._until = 0
+        limiter._breakers.single._until = 0
         assert verb() == answer
     for _ in range(2 * HOT):  # a loan is asked for as well
-        limiter._breaker.succeeded(limiter._breaker.enter(store.now_s + 100))
+        breaker = limiter._breakers.single
+        breaker.succeeded(breaker.enter(store.now_s + 100))
         assert limiter.allow("k") is False
     assert limiter.reset("k") in (True, False)
     assert limiter.stats().unknown == limiter.stats().failures > 5

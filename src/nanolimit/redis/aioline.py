@@ -6,12 +6,15 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from nanolimit import supervisor
 from nanolimit.redis.fault import Unavailable, fault_of_connecting
 from nanolimit.redis.line import Cut
 from nanolimit.redis.resp import NOTHING, ErrorReply, ProtocolError, Reader, Reply
+
+if TYPE_CHECKING:
+    from nanolimit.redis.cluster import Address
 
 __all__ = ["AsyncLine", "AsyncPool", "Tell"]
 
@@ -318,11 +321,17 @@ class AsyncPool:
     Args:
         connection: Returns a connection of the client library, not connected.
         name: Whom it connects to, for messages.
+        address: The same, as a cluster knows it; None: nobody has to know.
     """
 
-    def __init__(self, connection: Callable[[], Any], name: str) -> None:
+    def __init__(
+        self, connection: Callable[[], Any], name: str, address: Address | None = None
+    ) -> None:
         self._connection = connection
         self.name = name
+        self.address = address
+        # When a call to it failed last: of several nodes, it is asked last.
+        self.failed_s = 0.0
         self._line: AsyncLine | None = None
         self._making: asyncio.Task[AsyncLine | Unavailable] | None = None
         # Also those that are given up, while somebody still waits on them.
