@@ -20,6 +20,7 @@ pytest.importorskip("redis")
 import redis_journal
 from nanolimit import Quota
 from nanolimit.redis import AsyncRedisRateLimiter, Lease, RedisRateLimiter
+from nanolimit.redis.dialog import RETURNS
 from nanolimit.redis.lease import HOT
 from redis_holders import Held, Proof, Use, hold, hold_in_threads
 from redis_load import eventually
@@ -154,6 +155,19 @@ def test_close_gives_back(make: Make, server: RedisServer) -> None:
     assert counted(server) > asked + 1
     limiter.close()
     assert counted(server) == asked + 1
+
+
+def test_close_does_not_wait_again_and_again(server: RedisServer) -> None:
+    limiter = RedisRateLimiter("1000/hour", server.url, lease=Lease(ttl=60.0), timeout=0.5)
+    for _ in range(HOT + 1):
+        for key in range(300):
+            limiter.allow(key)
+    assert len(limiter._loans) > RETURNS
+    before = limiter.stats().failures
+    with server.paused():
+        limiter.close()
+    # One write was not answered; what else there was to give back was not even sent.
+    assert limiter._counters.read().failures == before + 1
 
 
 def test_a_limiter_that_is_silent_gives_back(make: Make, server: RedisServer) -> None:

@@ -1,4 +1,4 @@
-"""The pool of connections under signal handlers: those that ask meanwhile, and those that raise."""
+"""The pool of connections: who is served when, and signal handlers that ask or raise meanwhile."""
 
 from __future__ import annotations
 
@@ -48,6 +48,46 @@ def ends(work: Any) -> bool:
     thread.start()
     thread.join(PATIENT_S / 3)
     return not thread.is_alive()
+
+
+def test_who_waits_is_served_before_who_has_just_handed_it_back() -> None:
+    pool = pool_of(size=1)
+    served: list[str] = []
+
+    def work(name: str, times: int) -> None:
+        for _ in range(times):
+            line = pool.take(time.monotonic() + PATIENT_S)
+            served.append(name)
+            pool.give(line)
+
+    line = pool.take(time.monotonic() + PATIENT_S)
+    waiter = threading.Thread(target=work, args=("waiter", 1))
+    waiter.start()
+    while not pool._change._waiters:  # type: ignore[attr-defined]
+        time.sleep(0)
+    pool.give(line)
+    work("busy", 3)
+    waiter.join()
+    assert served == ["waiter", "busy", "busy", "busy"]
+
+
+def test_no_line_lies_idle_while_somebody_waits() -> None:
+    pool = pool_of(size=2)
+    served: list[int] = []
+
+    def work(nth: int) -> None:
+        for _ in range(200):
+            borrow(pool)
+        served.append(nth)
+
+    threads = [threading.Thread(target=work, args=(nth,)) for nth in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(served) == list(range(8))
+    assert pool._waiting == 0
+    assert len(pool._free) == len(pool)
 
 
 @pytest.mark.parametrize("connected", [False, True])

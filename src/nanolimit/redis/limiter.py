@@ -124,6 +124,7 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
         super().__init__(
             quota,
             per,
+            wire,
             name=name,
             prefix=prefix,
             on_error=on_error,
@@ -220,7 +221,8 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
 
         256 keys go in one call; of a Cluster, one pipelined write a node. A bad key changes
         nothing: all are looked at before the first is sent. If a call fails, `on_error` decides on
-        its keys, and on all that come after them without asking.
+        its keys, and on all that come after them without asking; of a Cluster, on those that the
+        failed nodes have.
 
         Args:
             keys: A sequence of keys; or a one-dimensional buffer of 64-bit integers, signed or
@@ -314,18 +316,22 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
         """Close the connections. Using the limiter afterwards raises `LimiterClosedError`.
 
         What was counted stays in the store until it is out of its window; what was lent and not
-        used is given back, which takes `timeout` at most. Those who wait are told. Closing twice is
-        fine.
+        used is given back, which takes `timeout` at most, twice that if it is a lot. Those who wait
+        are told. Closing twice is fine.
         """
         if self._shut():
             self._bell.set()
             self._policy.close()
-            if self._loans is not None:
-                self._hold(self._returning(self._loans.close()))
-                keeper = self._keeper
-                if keeper is not None:
-                    keeper.stop(self._timeout_s)  # it may be giving something back just now
-            self._wire.close()
+            try:
+                if self._loans is not None:
+                    until_s = monotonic() + self._timeout_s
+                    self._hold(self._returning(self._loans.close(), until_s))
+                    keeper = self._keeper
+                    if keeper is not None:
+                        # It may be giving something back just now.
+                        keeper.stop(max(0.0, until_s - monotonic()))
+            finally:
+                self._wire.close()
 
     def __contains__(self, key: object) -> bool:
         """Say whether the key holds at least one request of its window now. Asks the store."""

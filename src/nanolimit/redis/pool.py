@@ -7,11 +7,15 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from nanolimit import supervisor
 from nanolimit.redis.fault import Unavailable, fault_of_connecting
 from nanolimit.redis.fork import renew_after_fork
 from nanolimit.redis.line import Line
+
+if TYPE_CHECKING:
+    from nanolimit.redis.cluster import Address
 
 __all__ = ["Pool"]
 
@@ -21,7 +25,7 @@ _CONNECTING_MAX = 8
 
 
 class Pool:
-    """Lends lines; the one that was used last goes first.
+    """Lends lines; the one that was used last goes first. Who waits is served before who comes.
 
     A connection is made by a thread that ends with it: looking up a name, TLS and logging in can't
     be given a deadline, but waiting for them can. Whoever's time is up leaves; the connection, if
@@ -31,11 +35,17 @@ class Pool:
         connect: Makes a line of the given age. May take its time.
         name: Whom they connect to, for messages.
         size: How many there are at most.
+        address: The same, as a cluster knows it; None: nobody has to know.
     """
 
-    def __init__(self, connect: Callable[[int], Line], name: str, size: int) -> None:
+    def __init__(
+        self, connect: Callable[[int], Line], name: str, size: int, address: Address | None = None
+    ) -> None:
         self._connect = connect
         self.name = name
+        self.address = address
+        # When a call to it failed last: of several nodes, it is asked last.
+        self.failed_s = 0.0
         self._size = size
         self._closed = False
         self._age = 0
@@ -72,7 +82,7 @@ class Pool:
         """
         while True:
             with self._lock:
-                line = self._idle()
+                line = None if self._waiting else self._idle()
             if line is None:
                 line = self._wait(deadline)
             if line.alive():
@@ -127,9 +137,13 @@ class Pool:
         with self._lock:
             own: _Attempt | None = None
             lack = self._lack
+            # What is free is for those who came earlier, one of whom was told of it. Otherwise a
+            # thread that asks in a loop would take the line that it has just handed back.
+            is_first = not self._waiting
             self._waiting += 1
             try:
-                while (line := self._idle()) is None:
+                while not is_first or (line := self._idle()) is None:
+                    is_first = True
                     if self._closed:
                         raise Unavailable(f"the connection to {self.name} was closed")
                     if own is not None and own.fault is not None:
