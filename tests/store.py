@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from nanolimit.redis import script
+from nanolimit.redis.cluster import Address, SlotMap, slot_of
 from nanolimit.redis.fault import Unavailable
 
 #: The server's clock when a test begins, far from that of the process.
@@ -27,6 +28,8 @@ class Store:
         self.on_call: Callable[[], object] = lambda: None
         self.latency_s = 0.0
         self.clustered = False
+        self.slots: SlotMap | None = None  # of a cluster, if it is to be known who serves what
+        self.down_at: dict[Address, Unavailable] = {}  # nodes of it that fail
         self.closed = False
 
     def monotonic(self) -> float:
@@ -42,6 +45,11 @@ class Store:
         self.calls.append(what.name)
         self.now_s += self.latency_s
         fault = self.faults.pop(0) if self.faults else self.down
+        if fault is None and self.slots is not None and self.down_at:
+            node = self.slots.owners[slot_of(keys[0])]
+            if node in self.down_at:
+                fault = self.down_at[node].again()
+                fault.node = node
         if fault is not None and not self.counts_before_fault:
             raise fault
         reply = self._run(what.name, list(keys), [int(arg) for arg in args])
@@ -134,6 +142,10 @@ class StoreWire:
     def clustered(self) -> bool:
         return self.store.clustered
 
+    @property
+    def slots(self) -> SlotMap | None:
+        return self.store.slots
+
     def run(
         self,
         what: Any,
@@ -166,6 +178,10 @@ class AsyncStoreWire:
     @property
     def clustered(self) -> bool:
         return self._wire.clustered
+
+    @property
+    def slots(self) -> SlotMap | None:
+        return self._wire.slots
 
     async def run(
         self,

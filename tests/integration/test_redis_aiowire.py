@@ -19,7 +19,7 @@ from redis.asyncio.sentinel import Sentinel  # noqa: E402
 from lua import COUNT, EMPTY, Lua  # noqa: E402
 from nanolimit.redis.aiowire import AsyncWire  # noqa: E402
 from nanolimit.redis.fault import Unavailable  # noqa: E402
-from nanolimit.redis.resp import pack  # noqa: E402
+from nanolimit.redis.resp import ErrorReply, pack  # noqa: E402
 from redis_server import RedisSentinel, RedisServer, free_port  # noqa: E402
 from tcp_proxy import TcpProxy  # noqa: E402
 
@@ -305,6 +305,66 @@ def test_a_reply_that_came_while_the_loop_was_blocked_is_read_first(server: Redi
         line._expire()  # as uvloop does, whose timers ring before it reads
         assert await reply == 2
         assert line.usable
+
+    with_wire(server.url, work)
+
+
+def test_who_could_not_be_sent_gets_his_time_when_he_is(server: RedisServer) -> None:
+    async def work(wire: AsyncWire) -> None:
+        await wire.run(COUNT, [b"k"], [1])
+        line, loop = wire._pool.line, asyncio.get_running_loop()
+        assert line is not None
+        reply = line.call(pack(COUNT, [b"k"], [1]), loop.time() + 0.2)
+        time.sleep(0.3)
+        assert line._unsent
+        await asyncio.sleep(0)
+        assert [each.deadline > loop.time() for each in line._waiters] == [True]
+        assert await reply == 2
+
+    with_wire(server.url, work)
+
+
+def test_a_loop_that_is_always_late_gives_up_in_the_end(server: RedisServer) -> None:
+    with TcpProxy(server.port) as proxy:
+
+        async def work(wire: AsyncWire) -> None:
+            await wire.run(EMPTY, [])
+            proxy.hold()
+            line, loop = wire._pool.line, asyncio.get_running_loop()
+            assert line is not None
+            reply = line.call(pack(EMPTY, [], []), loop.time() + 0.01)
+            for gone in (False, True):
+                await asyncio.sleep(0)
+                timer = line._timer
+                assert timer is not None
+                while loop.time() < timer.when() + 0.01:
+                    time.sleep(0.01)
+                timer.cancel()
+                line._expire()
+                assert reply.done() == gone
+            assert isinstance(reply.exception(), Unavailable)
+
+        with_wire(f"redis://127.0.0.1:{proxy.port}", work)
+
+
+def test_a_slot_that_stays_on_the_move_is_not_asked_for_beyond_the_time(
+    server: RedisServer,
+) -> None:
+    async def work(wire: AsyncWire) -> None:
+        await wire.run(EMPTY, [])
+        now_s, sent = 100.0, 0
+
+        async def exchange(*_: object) -> ErrorReply:
+            nonlocal now_s, sent
+            now_s += 0.4 * PATIENT_S
+            sent += 1
+            return ErrorReply("TRYAGAIN Multiple keys request during rehashing of slot")
+
+        wire._clock = lambda: now_s
+        wire._exchange = exchange  # type: ignore[assignment, method-assign]
+        with pytest.raises(Unavailable, match="TRYAGAIN"):
+            await wire.run(EMPTY, [])
+        assert sent == 3
 
     with_wire(server.url, work)
 

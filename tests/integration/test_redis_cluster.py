@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,10 @@ from redis.cluster import ClusterNode  # noqa: E402
 
 from blocking import Blocking  # noqa: E402
 from lua import COUNT, EMPTY, Lua  # noqa: E402
-from nanolimit.redis.cluster import slot_of  # noqa: E402
+from nanolimit import telemetry  # noqa: E402
+from nanolimit.redis import AsyncRedisRateLimiter, RedisRateLimiter  # noqa: E402
+from nanolimit.redis import dialog as dialog_module  # noqa: E402
+from nanolimit.redis.cluster import Address, slot_of  # noqa: E402
 from nanolimit.redis.fault import Unavailable  # noqa: E402
 from nanolimit.redis.wire import Wire  # noqa: E402
 from redis_server import RedisCluster, RedisServer, on_both  # noqa: E402
@@ -83,6 +87,10 @@ def keys_of(cluster: RedisCluster, node: RedisServer, many: int) -> list[bytes]:
 
 def other_than(cluster: RedisCluster, node: RedisServer) -> RedisServer:
     return next(each for each in cluster.nodes if each is not node)
+
+
+def address_of(node: RedisServer) -> Address:
+    return Address(node.host, node.port)
 
 
 def total(cluster: RedisCluster, key: bytes) -> int:
@@ -212,6 +220,7 @@ def test_one_node_that_is_stopped_or_gone_takes_only_its_own_keys_along(make: Ma
         lost = [isinstance(each, Unavailable) for each in found]
         assert lost == [False, False, True, True, False, False]
         assert all(each.outcome_unknown for each in found[2:4])
+        assert {each.node for each in found[2:4]} == {address_of(own.nodes[1])}
         own.nodes[0].kill()  # the seed
         deadline = time.monotonic() + PATIENT_S
         while time.monotonic() < deadline:
@@ -221,6 +230,7 @@ def test_one_node_that_is_stopped_or_gone_takes_only_its_own_keys_along(make: Ma
         else:
             raise AssertionError(found)
         assert not any(each.outcome_unknown for each in found[:2])
+        assert {each.node for each in found[:2]} == {address_of(own.nodes[0])}
 
 
 def test_a_map_is_found_while_the_first_seed_is_silent(cluster: RedisCluster, make: Make) -> None:
@@ -254,3 +264,82 @@ def test_addresses_are_mapped_as_the_client_maps_them(cluster: RedisCluster) -> 
         assert wire.run(COUNT, [key], [1]) == 1
         assert {address.host for address in wire._slots.nodes()} == {"localhost"}
     assert seen
+
+
+# A limiter on it
+
+
+class Awaited:
+    """An AsyncRedisRateLimiter that waits for what it returns."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._limiter = AsyncRedisRateLimiter(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._limiter, name)
+        if name not in ("allow", "check", "allow_many"):
+            return found
+        return lambda *args: self._loop.run_until_complete(found(*args))
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._limiter.close())
+        self._loop.close()
+
+
+@pytest.mark.parametrize("kind", [RedisRateLimiter, Awaited], ids=["threads", "asyncio"])
+def test_a_node_that_hangs_is_left_alone_and_the_others_are_not(
+    cluster: RedisCluster, kind: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing here waits for a second to be over.
+    monkeypatch.setattr(dialog_module, "FAILURES", 2)
+    monkeypatch.setattr(dialog_module, "PAUSE_S", 600.0)
+    # The first one by its name is the one that a batch asks first, if it knows no better.
+    stopped = min(cluster.nodes, key=lambda node: str(address_of(node)))
+    keys: dict[int, list[str]] = {node.port: [] for node in cluster.nodes}
+    for number in range(40):
+        slot = slot_of(b"{s:%d}" % number)
+        keys[cluster.node_of(slot).port].append(str(number))
+    lost = keys.pop(stopped.port)
+    well = [key for each in keys.values() for key in each]
+    every = lost + well
+    told: list[tuple[str, object]] = []
+    telemetry.attach(
+        "outages",
+        ["degraded", "recovered"],
+        lambda event, measurements, metadata: told.append((event, metadata["node"])),
+    )
+    limiter = kind("1000/minute", cluster.url, timeout=PATIENT_S / 25, on_error="deny")
+    try:
+        # Who makes connections on a busy machine may need more time than a call has.
+        deadline = time.monotonic() + PATIENT_S
+        while not all(limiter.allow_many(every)):
+            assert time.monotonic() < deadline
+        before = limiter.stats()
+        assert limiter.degraded is None
+        told.clear()
+        with stopped.paused():
+            # It takes the time of a reply, and then, for it is asked anew, that of a connection.
+            for nth in (1, 2):
+                assert limiter.allow_many(every) == [False] * len(lost) + [True] * len(well)
+                assert limiter.stats().failures - before.failures == nth
+            # Now it is asked no more. (Each of these would take a time-out else, and be one.)
+            for key in lost * 10:
+                assert not limiter.allow(key)
+            assert limiter.allow_many(every) == [False] * len(lost) + [True] * len(well)
+            assert not any(limiter.check(key).degraded for key in well)
+            assert limiter.stats().failures - before.failures == 2
+            assert str(address_of(stopped)) in limiter.degraded
+        breaker = limiter._breakers.at(address_of(stopped))
+        deadline = time.monotonic() + PATIENT_S
+        breaker._until = 0.0
+        while limiter.check(lost[0]).degraded:
+            assert time.monotonic() < deadline
+            breaker._until = 0.0
+        assert limiter.degraded is None
+        assert not any(limiter.check(key).degraded for key in every)
+        name = str(address_of(stopped))
+        assert told == [("degraded", name), ("recovered", name)]
+    finally:
+        telemetry.detach("outages")
+        limiter.close()

@@ -90,7 +90,8 @@ class Crowd:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Let them ask while the ``with`` block runs; then assert that none met an exception."""
-        client = Sentinel(self._addresses).master_for("main")
+        sentinel = Sentinel(self._addresses)
+        client = sentinel.master_for("main")
         ready = threading.Event()
         with RedisRateLimiter([QUOTA, RECORD], client, **OPTIONS) as limiter:
             self.limiters.append(limiter)
@@ -106,6 +107,8 @@ class Crowd:
                 for thread in threads:
                     thread.join()
             self.unknown += limiter.stats().unknown
+        for each in (client, *sentinel.sentinels):
+            each.close()
         assert not self.errors, self.errors[:3]
 
     def all_are(self, holds: Callable[[Any], bool]) -> bool:

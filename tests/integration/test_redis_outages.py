@@ -141,17 +141,23 @@ def test_clients(server: RedisServer, decode: bool) -> None:
 def test_clients_with_manners_of_their_own(server: RedisServer) -> None:
     """Retries, caches, pools that wait: none of it is the limiter's."""
     from redis.backoff import ExponentialBackoff
-    from redis.cache import CacheConfig
     from redis.retry import Retry
 
-    where = {"host": server.host, "port": server.port}
+    caching: dict[str, Any] = {}
+    try:
+        from redis.cache import CacheConfig
+    except ModuleNotFoundError:  # redis-py 5.0
+        pass
+    else:
+        caching = {"cache_config": CacheConfig()}
+    where: dict[str, Any] = {"host": server.host, "port": server.port}
     shut = redis.Redis(**where)
     shut.ping()
     shut.close()
     clients = [
         shut,  # the limiter's connections are its own
         redis.Redis(**where, retry=Retry(ExponentialBackoff(), 5), retry_on_error=[ValueError]),
-        redis.Redis(**where, protocol=3, cache_config=CacheConfig()),
+        redis.Redis(**where, protocol=3, **caching),
         redis.Redis(**where, protocol=3, decode_responses=True),
         redis.Redis(**where, single_connection_client=True, health_check_interval=1),
         redis.Redis(connection_pool=redis.BlockingConnectionPool(**where, max_connections=1)),

@@ -38,6 +38,7 @@ class Writes:
         self.faults_by_key: dict[bytes, Unavailable] = {}
         self.once: list[Unavailable] = []
         self.clustered = False
+        self.slots = None
         self.timeout_s = 1.0
         self._out: list[tuple[Any, Any, list[int], asyncio.Future[Any], Any]] = []
 

@@ -133,6 +133,19 @@ def test_a_policy_that_is_closed_makes_no_limiter_any_more() -> None:
     assert policy._local is None
 
 
+def test_closing_is_possible_though_somebody_waited_in_a_loop_that_is_closed(store: Store) -> None:
+    limiter = AsyncRedisRateLimiter("1/minute", store)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(limiter.allow("k"))
+    task = loop.create_task(limiter.acquire("k"))
+    while not limiter._asleep:
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    asyncio.run(limiter.close())
+    assert store.closed
+
+
 def test_peek_counts_nothing(make: Make, store: Store) -> None:
     limiter = make("2/second")
     assert limiter.peek("k", 2).allowed
@@ -971,10 +984,11 @@ def test_who_answers_and_is_no_redis_is_a_store_that_is_away(
         (lambda: limiter.allow_many(["a", "b"]), [False, False]),
     ]
     for verb, answer in verbs:
-        limiter._breaker._until = 0
+        limiter._breakers.single._until = 0
         assert verb() == answer
     for _ in range(2 * HOT):  # a loan is asked for as well
-        limiter._breaker.succeeded(limiter._breaker.enter(store.now_s + 100))
+        breaker = limiter._breakers.single
+        breaker.succeeded(breaker.enter(store.now_s + 100))
         assert limiter.allow("k") is False
     assert limiter.reset("k") in (True, False)
     assert limiter.stats().unknown == limiter.stats().failures > 5

@@ -15,7 +15,7 @@ from nanolimit.clock import NS_PER_SECOND
 from nanolimit.line import checked_timeout
 from nanolimit.redis import script
 from nanolimit.redis.aiowire import AsyncWire
-from nanolimit.redis.coalesce import Coalescer
+from nanolimit.redis.coalesce import Coalescer, answered
 from nanolimit.redis.dialog import Dialog, as_buffer, checked_timeout_s
 from nanolimit.redis.fault import Unavailable
 from nanolimit.redis.lease import Loans, Order, clock_s
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     Line = deque[asyncio.Future[None]]
 
 __all__ = ["AsyncRedisRateLimiter"]
+
+
+def _alone(keys: Sequence[bytes]) -> None:
+    """Join nobody."""
 
 
 class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
@@ -74,10 +78,13 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         ImportError: A URL was given and neither redis-py nor valkey-py is installed.
     """
 
-    __slots__ = ("_asleep", "_lines", "_loop", "_sender", "_tasks", "_timer", "_watcher", "_wire")
+    __slots__ = (
+        "_asleep", "_join", "_lines", "_loop", "_sender", "_tasks", "_timer", "_watcher", "_wire",
+    )  # fmt: skip
 
     _limited = AsyncLimited
 
+    _join: Callable[[Sequence[bytes]], asyncio.Future[Any] | None]
     _loop: asyncio.AbstractEventLoop | None
     _sender: Coalescer | AsyncWire
     _tasks: set[asyncio.Task[Any]]
@@ -106,6 +113,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         super().__init__(
             quota,
             per,
+            wire,
             name=name,
             prefix=prefix,
             on_error=on_error,
@@ -117,7 +125,11 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         )
         self._wire = wire
         self._begin_watching()
-        self._sender = Coalescer(wire, self._arguments) if coalesce else wire
+        if coalesce:
+            self._sender = sender = Coalescer(wire, self._arguments)
+            self._join = sender.join
+        else:
+            self._sender, self._join = wire, _alone
         self._loop = None
         self._begin_waiting()
 
@@ -153,14 +165,17 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         ticket = breaker.enter(sent_s)
         try:
             if ticket is None:
-                raise self._not_asked()
+                breaker, ticket = self._entered(self._names.of(key)[0], sent_s)
             try:
-                reply = await self._sender.run(
-                    arguments.take, self._names.of(key), arguments.of(units)
-                )
-                wait_us = reply if type(reply) is int else script.understood(int, reply)
+                names = self._names.of(key)
+                joined = self._join(names) if units == 1 else None
+                if joined is None:
+                    reply = await self._sender.run(arguments.take, names, arguments.of(units))
+                else:
+                    reply = await joined
+                wait_us = reply if type(reply) is int else script.understood(int, answered(reply))
             except Unavailable as fault:
-                self._failed(ticket, fault)
+                self._failed(breaker, ticket, fault)
                 raise
             except BaseException:  # cancelled, or a signal handler raised
                 breaker.abandoned(ticket)
@@ -168,7 +183,7 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         except Unavailable as fault:
             return self._decided_without(key, units, fault)
         if breaker.succeeded(ticket):
-            self._recovered()
+            self._recovered(breaker)
         return self._decided(key, place, units, sent_s, wait_us, epoch)
 
     async def check(self, key: Key, cost: int = 1) -> Decision:
@@ -284,8 +299,8 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         """Watch what is left of the loans of a loop that is closed: its timer does not ring."""
         loop = asyncio.get_running_loop()
         if loop is not self._watcher and (self._watcher is None or self._watcher.is_closed()):
-            self._begin_watching()
             self._watcher = loop
+            self._timer = None
             self._watch(loans)
 
     async def _kept(self, order: Order) -> Any:
@@ -330,17 +345,14 @@ class AsyncRedisRateLimiter(Dialog, AsyncRemoteRateLimiter):
         self._watch(loans)
 
     async def _give_back(self, loans: Loans, over_s: float) -> None:
-        """Give back all there is, and what is on its way here, by that time of the loop."""
-        loop = asyncio.get_running_loop()
-        if self._tasks and loop is self._watcher:
-            await asyncio.wait(self._tasks, timeout=max(over_s - loop.time(), 0.0))
+        """Give back all there is, by that time of the loop."""
         due = loans.close()
         if self._timer is not None:
             self._timer.cancel()
         if due:
             returned = self._hold(self._returning(due))
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(returned, over_s - loop.time())
+                await asyncio.wait_for(returned, over_s - asyncio.get_running_loop().time())
 
     def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         task = asyncio.get_running_loop().create_task(work)

@@ -6,12 +6,15 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from nanolimit import supervisor
 from nanolimit.redis.fault import Unavailable, fault_of_connecting
 from nanolimit.redis.line import Cut
 from nanolimit.redis.resp import NOTHING, ErrorReply, ProtocolError, Reader, Reply
+
+if TYPE_CHECKING:
+    from nanolimit.redis.cluster import Address
 
 __all__ = ["AsyncLine", "AsyncPool", "Tell"]
 
@@ -21,7 +24,7 @@ Tell = Callable[[Reply], None]
 # The client library bounds each step of connecting, but not what a provider of passwords does.
 _MAKING_MAX_S = 30.0
 
-# A turn of the loop that takes longer is not counted as the server's.
+# A timer that rings later than this: something blocked the loop.
 _LATE_S = 0.005
 
 
@@ -137,10 +140,11 @@ class AsyncLine(asyncio.Protocol):
     def _flush(self) -> None:
         if self._lost is not None or not self._out:
             return
-        late_s = self._loop.time() - self._asked_s
-        if late_s > _LATE_S:
-            # Something blocked the loop. Nobody has waited for the server yet, and it is not what
-            # failed: they get their time from now on.
+        now = self._loop.time()
+        late_s = now - self._asked_s
+        if late_s > self._unsent[0].deadline - now:
+            # Something blocked the loop for most of their time. Nobody has waited for the server
+            # yet, and it is not what failed: they get their time from now on.
             for waiter in self._unsent:
                 waiter.deadline += late_s
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
@@ -310,11 +314,17 @@ class AsyncPool:
     Args:
         connection: Returns a connection of the client library, not connected.
         name: Whom it connects to, for messages.
+        address: The same, as a cluster knows it; None: nobody has to know.
     """
 
-    def __init__(self, connection: Callable[[], Any], name: str) -> None:
+    def __init__(
+        self, connection: Callable[[], Any], name: str, address: Address | None = None
+    ) -> None:
         self._connection = connection
         self.name = name
+        self.address = address
+        # When a call to it failed last: of several nodes, it is asked last.
+        self.failed_s = 0.0
         self._line: AsyncLine | None = None
         self._making: asyncio.Task[AsyncLine | Unavailable] | None = None
         # Also those that are given up, while somebody still waits on them.

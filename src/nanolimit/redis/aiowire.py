@@ -25,7 +25,8 @@ __all__ = ["AsyncWire"]
 
 # A map that may be wrong is asked for anew, but not more often than this.
 REFRESH_PAUSE_S = 0.2
-# Within so many turns of the loop goes out what was collected, or is sent anew after a reply.
+# Within so many turns of the loop goes out what was collected, and a reply has led to what it leads
+# to: it may be another request.
 _QUIET_TURNS = 5
 NOT_THE_MASTER = frozenset({"READONLY", "MASTERDOWN"})
 _SLOTS = pack_words("CLUSTER", "SLOTS")
@@ -79,6 +80,11 @@ class AsyncWire:
     def clustered(self) -> bool:
         """Whether keys of several slots can't go in one call. A URL's server tells by its reply."""
         return self._slots is not None
+
+    @property
+    def slots(self) -> SlotMap | None:
+        """Who serves what, as far as it is known; None: there is one server."""
+        return self._slots
 
     def __repr__(self) -> str:
         return f"<AsyncWire to {self._target.name}, timeout {self._timeout_s:g} s>"
@@ -267,8 +273,8 @@ class AsyncWire:
                 # Not a byte of it was sent. Once more, on another connection.
                 line = await pool.take(deadline)
                 return await line.call(data, deadline, asking)
-        except Unavailable:
-            self._suspect()
+        except Unavailable as fault:
+            self._suspect(pool, fault)
             raise
 
     async def _begin_all(
@@ -277,7 +283,7 @@ class AsyncWire:
         try:
             line = pool.line or await pool.take(deadline)
         except Unavailable as fault:
-            self._suspect()
+            self._suspect(pool, fault)
             return [fault.again() for _ in requests]
         # Nothing is awaited between them, so that they are one write.
         return [
@@ -301,7 +307,7 @@ class AsyncWire:
             except Cut:
                 reply = await self._exchange(pool, request.packed(), deadline, request.asking)
         except Unavailable as fault:
-            self._suspect()
+            self._suspect(pool, fault)
             request.result = fault
             return None
         return self._settle(request, reply, pool)
@@ -331,8 +337,8 @@ class AsyncWire:
         """Take a reply; return where to send the request anew, None if it is over."""
         code = request.settle(reply)
         if code is None:
-            if isinstance(reply, ErrorReply):
-                self._note(reply.text, pool)
+            if isinstance(request.result, Unavailable) and isinstance(reply, ErrorReply):
+                self._note(reply.text, request.result, pool)
             return None
         if code == "NOSCRIPT":
             request.by_source = True
@@ -341,8 +347,7 @@ class AsyncWire:
             return pool
         assert isinstance(reply, ErrorReply)
         try:
-            asked = next((each for each, other in self._pools.items() if other is pool), self._seed)
-            slot, address = redirect(reply.text, asked)
+            slot, address = redirect(reply.text, pool.address or self._seed)
         except ValueError:
             return None
         address = self._remapped(address)
@@ -355,15 +360,17 @@ class AsyncWire:
             self._slots.owners[slot] = address
         return self._pool_at(address)
 
-    def _note(self, text: str, pool: AsyncPool) -> None:
+    def _note(self, text: str, fault: Unavailable, pool: AsyncPool) -> None:
         """Learn what an error says of the server."""
+        if self._slots is not None:
+            fault.node = pool.address
         code = code_of(text)
         if code in NOT_THE_MASTER:
             # There was a failover: whoever asks for the name, or the Sentinel, gets another.
             pool.flush()
-            self._suspect()
+            self._suspect(pool, fault)
         elif code == "CLUSTERDOWN":
-            self._suspect()
+            self._suspect(pool, fault)
 
     # Where
 
@@ -386,7 +393,7 @@ class AsyncWire:
             target = self._target
             only = not target.clustered and address == target.seeds[0]
             name = target.name if only else str(address)
-            pool = AsyncPool(_maker(target, None if only else address), name)
+            pool = AsyncPool(_maker(target, None if only else address), name, address)
             self._pools[address] = pool
         return pool
 
@@ -394,10 +401,12 @@ class AsyncWire:
         remap = self._target.remap
         return address if remap is None else Address(*remap(address))
 
-    def _suspect(self) -> None:
-        """Something is wrong: it may be that another serves the slot now."""
+    def _suspect(self, pool: AsyncPool, fault: Unavailable) -> None:
+        """Something is wrong with a node: it may be that another serves the slot now."""
         if self._slots is not None:
             self._stale_slots = True
+            fault.node = pool.address
+            pool.failed_s = self._clock()
 
     async def _refresh(self, deadline: float) -> None:
         """Ask who serves what; all tasks wait for the same answer.
@@ -427,17 +436,20 @@ class AsyncWire:
     async def _ask_for_slots(self, nodes: list[Address], deadline: float) -> Unavailable | None:
         last: Unavailable | None = None
         try:
-            for address in nodes:
+            pools = [(address, self._pool_at(address)) for address in nodes]
+            # Whose call has failed is asked last: it may take half of the time.
+            for address, pool in sorted(pools, key=lambda each: each[1].failed_s):
                 # One that is silent must leave time for the next, and for the call itself.
                 until = self._clock() + (deadline - self._clock()) / 2
                 try:
-                    line = await self._pool_at(address).take(until)
+                    line = await pool.take(until)
                     reply = await line.call(_SLOTS, until)
                     if isinstance(reply, ErrorReply):
                         raise fault_of_reply(reply.text)
                     slots = SlotMap.read(reply, address)
                 except Unavailable as fault:
                     last = fault
+                    pool.failed_s = self._clock()
                 except ValueError as error:
                     last = Unavailable(f"{address} did not tell its slots: {error}")
                 else:

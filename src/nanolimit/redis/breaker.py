@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nanolimit.redis.fork import renew_after_fork
+
+if TYPE_CHECKING:
+    from nanolimit.redis.cluster import Address
 
 __all__ = ["Breaker", "State"]
 
@@ -30,6 +33,7 @@ class Breaker:
         failures: How many in a row open it.
         pause_s: Seconds that it is open.
         probe_timeout_s: Seconds after which a silent probe counts as lost; left out, `pause_s`.
+        node: Whom it is for, of a cluster.
 
     Raises:
         ValueError: A number is out of range.
@@ -37,14 +41,25 @@ class Breaker:
 
     __slots__ = (
         "__weakref__", "_failed", "_lock", "_origins", "_probe_timeout_s", "_state", "_ticket",
-        "_until", "failures", "pause_s",
+        "_until", "failures", "node", "opened_s", "pause_s", "reason",
     )  # fmt: skip
 
     failures: int
     pause_s: float
+    node: Address | None
+
+    opened_s: float
+    """When it was opened last, by whatever clock `failed` was told."""
+
+    reason: str
+    """Why the server failed last, as far as who reports has said it here."""
 
     def __init__(
-        self, failures: int = 5, pause_s: float = 1.0, probe_timeout_s: float | None = None
+        self,
+        failures: int = 5,
+        pause_s: float = 1.0,
+        probe_timeout_s: float | None = None,
+        node: Address | None = None,
     ) -> None:
         if isinstance(failures, bool) or not isinstance(failures, int):
             raise TypeError(f"failures must be an int, not {type(failures).__name__}")
@@ -61,6 +76,9 @@ class Breaker:
         self.failures = failures
         self.pause_s = float(pause_s)
         self._probe_timeout_s = float(probe_timeout_s)
+        self.node = node
+        self.opened_s = 0.0
+        self.reason = ""
         # Reentrant, like every lock of the face: a signal handler may ask the limiter as well.
         self._lock = threading.RLock()
         self._state: State = "closed"
@@ -76,6 +94,14 @@ class Breaker:
     def state(self) -> State:
         """As of the last call; an open one whose pause is over is half-open with the next."""
         return self._state
+
+    @property
+    def why(self) -> str:
+        """The reason, and of a node its name as well."""
+        name = str(self.node)
+        if self.node is None or name in self.reason:
+            return self.reason
+        return f"{name}: {self.reason}"
 
     def enter(self, now: float) -> int | None:
         """Ask for leave to ask the server.
@@ -143,6 +169,8 @@ class Breaker:
             self._state = "open"
             self._until = now + self.pause_s
             self._ticket += 1
+            if was == "closed":
+                self.opened_s = now
             return was == "closed"
 
     def abandoned(self, ticket: int) -> None:
@@ -152,6 +180,20 @@ class Breaker:
                 self._state = "open"
                 self._until = -math.inf
                 self._ticket += 1
+
+    def forgive(self) -> bool:
+        """Close it: nobody asks there any more. Whoever still has a ticket is not heard.
+
+        Returns:
+            Whether this closed it.
+        """
+        with self._lock:
+            was = self._state
+            self._failed = 0
+            self._origins.clear()
+            self._state = "closed"
+            self._ticket += 1
+            return was != "closed"
 
     def after_fork(self) -> None:
         """In the child: another thread of the parent may have held the lock."""

@@ -19,6 +19,7 @@ import types
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 from nanolimit.redis import script
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from nanolimit.redis.resp import Reply, ScriptLike, Word
     from nanolimit.redis.wire import Call
 
-__all__ = ["MOST_CALLS", "MOST_MERGED", "Coalescer"]
+__all__ = ["MOST_CALLS", "MOST_MERGED", "Coalescer", "answered"]
 
 #: Calls in one write, or keys of a call for many; more go out with the turns that follow. While the
 #: loop packs them and reads their replies, some milliseconds, it does nothing else.
@@ -137,38 +138,60 @@ class Coalescer:
                 return await self._wire.run(what, keys, args)  # which says what is wrong with it
             self._begin()
             self._loop = loop
+        merges = args is self._one and what is self._take
+        joined = self.join(keys) if merges else None
+        if joined is not None:
+            return answered(await joined)  # type: ignore[no-any-return]
         last = self._last
         if not self._begun:
             # Before the wire hears of it: so that what is left goes to it before it writes.
             self._begun = True
             loop.call_soon(self._turn)
-        merges = args is self._one and what is self._take
         joins = merges and self._one_node and keys[0] not in last and not self._wire.clustered
         if not (joins and self._direct) and self._may_go(keys, merges):
             self._direct += 1
             if merges:
                 last[keys[0]] = None
             return await self._wire.run(what, keys, args)
-        waiter: asyncio.Future[Any] = loop.create_future()
-        call = last.get(keys[0]) if merges else None
-        if type(call) is _Call and call.merges and len(call.waiters) < self._most_merged:
-            call.waiters.append(waiter)
+        waiter: asyncio.Future[Any] = asyncio.Future(loop=loop)
+        call: _Call | _Batch
+        if joins:
+            call = self._batch = _Batch(self._arguments, keys, waiter)
         else:
-            if joins:
-                call = self._batch
-                if call is None or len(call.members) >= self._most_keys:
-                    call = self._batch = _Batch(self._arguments)
-                    self._calls.append(call)
-                call.members.append((keys, waiter))
-            else:
-                call = _Call(what, keys, args, waiter, self._arguments, merges)
-                self._calls.append(call)
-            for key in keys:
-                last[key] = call
-        answer = await waiter
-        if type(answer) is _Lost:
-            raise answer.fault()
-        return answer  # type: ignore[no-any-return]
+            call = _Call(what, keys, args, waiter, self._arguments, merges)
+        self._calls.append(call)
+        for key in keys:
+            last[key] = call
+        return answered(await waiter)  # type: ignore[no-any-return]
+
+    def join(self, keys: Sequence[bytes]) -> asyncio.Future[Any] | None:
+        """Add a request of one unit to a call that was left, if there is one that takes it.
+
+        It is the short way of `run`, and in a crowd that of all but the first.
+
+        Returns:
+            What is to come, for `answered`; None: there is none, `run` it.
+        """
+        loop = self._loop
+        if loop is None or loop is not asyncio.get_running_loop():
+            return None
+        last = self._last
+        if keys[0] in last:
+            call = last[keys[0]]
+            if type(call) is not _Call or not call.merges or len(call.waiters) >= self._most_merged:
+                return None
+            waiter: asyncio.Future[Any] = asyncio.Future(loop=loop)
+            call.waiters.append(waiter)
+            return waiter
+        batch = self._batch
+        if batch is None or len(batch.waiters) >= self._most_keys:
+            return None
+        waiter = asyncio.Future(loop=loop)
+        batch.waiters.append(waiter)
+        batch.keys += keys
+        for key in keys:
+            last[key] = batch
+        return waiter
 
     async def run_many(self, calls: Sequence[Call]) -> list[Reply | Unavailable]:
         """Run many scripts, as `AsyncWire.run_many` does. They are one write by themselves."""
@@ -385,8 +408,7 @@ class _Call(_Left, Sequence[Any]):
             _settle(self.waiters[0], reply)
             return
         granted, wait_us = script.some(reply)  # type: ignore[arg-type]
-        for nth, waiter in enumerate(self._counted):
-            _settle(waiter, 0 if nth < granted else wait_us)
+        _settle_all(self._counted, chain(repeat(0, granted), repeat(wait_us)))
 
     def lose(self, lost: _Lost) -> None:
         """Tell those who wait that there is no reply."""
@@ -405,27 +427,31 @@ class _Batch(_Left, Sequence[bytes]):
     It is its own KEYS, those of whoever still waits when the wire packs it.
     """
 
-    __slots__ = ("_arguments", "_counted", "members")
+    __slots__ = ("_arguments", "_width", "keys", "waiters")
 
-    def __init__(self, arguments: script.Arguments) -> None:
+    def __init__(
+        self, arguments: script.Arguments, keys: Sequence[bytes], waiter: asyncio.Future[Any]
+    ) -> None:
         super().__init__()
-        self.members: list[tuple[Sequence[bytes], asyncio.Future[Any]]] = []
-        self._counted = self.members
+        # The lists of all of them, one after the other, of each as many as there are quotas.
+        self.keys = [*keys]
+        self.waiters = [waiter]
+        self._width = len(keys)
         self._arguments = arguments
 
     @property
     def weight(self) -> int:
         """How many keys there are."""
-        return len(self.members)
+        return len(self.waiters)
 
     def left_for(self) -> Iterable[bytes]:
         """Return the lists that it is for."""
-        return [key for keys, _ in self.members for key in keys]
+        return self.keys
 
     def seal(self) -> _Call | _Batch | None:
         """Return what is to be sent, as nobody joins any more; None: nobody waits any more."""
-        self.members = [member for member in self.members if not member[1].done()]
-        if len(self.members) > 1:
+        self._forget_who_left()
+        if len(self.waiters) > 1:
             return self
         return next(iter(self.singly()), None)
 
@@ -434,7 +460,7 @@ class _Batch(_Left, Sequence[bytes]):
         arguments = self._arguments
         return [
             _Call(arguments.take, keys, arguments.of(1), waiter, arguments, True)
-            for keys, waiter in self.members
+            for keys, waiter in self._members()
             if not waiter.done()
         ]
 
@@ -444,31 +470,48 @@ class _Batch(_Left, Sequence[bytes]):
 
     def __len__(self) -> int:
         # Asked for first, in the step of the loop in which the keys are read.
-        self._counted = [member for member in self.members if not member[1].done()]
-        return sum(len(keys) for keys, _ in self._counted)
+        self._forget_who_left()
+        return len(self.keys)
 
     def __getitem__(self, index: Any) -> Any:
-        return [*self][index]
+        return self.keys[index]
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter([key for keys, _ in self._counted for key in keys])
+        return iter(self.keys)
+
+    def _members(self) -> Iterator[tuple[list[bytes], asyncio.Future[Any]]]:
+        width = self._width
+        for nth, waiter in enumerate(self.waiters):
+            yield self.keys[nth * width : (nth + 1) * width], waiter
+
+    def _forget_who_left(self) -> None:
+        if any(map(_is_done, self.waiters)):
+            left = [(keys, waiter) for keys, waiter in self._members() if not waiter.done()]
+            self.keys = [key for keys, _ in left for key in keys]
+            self.waiters = [waiter for _, waiter in left]
 
     def answer(self, reply: Reply) -> None:
         """Hand to each who waits what `TAKE` would have said."""
-        waits = script.waits_us(reply, len(self._counted))  # type: ignore[arg-type]
-        for (_, waiter), wait in zip(self._counted, waits, strict=True):
-            if not waiter.done():
-                waiter.set_result(wait if type(wait) is int else _Lost(wait))  # type: ignore[arg-type]
+        _settle_all(self.waiters, script.waits_us(reply, len(self.waiters)))  # type: ignore[arg-type]
 
     def lose(self, lost: _Lost) -> None:
         """Tell those who wait that there is no reply."""
-        for _, waiter in self.members:
+        for waiter in self.waiters:
             _settle(waiter, lost)
 
     def drop(self) -> None:
         """Cancel those who wait."""
-        for _, waiter in self.members:
+        for waiter in self.waiters:
             waiter.cancel()
+
+
+def answered(answer: Any) -> Any:
+    """Return an answer, or raise why there is none."""
+    if type(answer) is _Lost:
+        raise answer.fault()
+    if type(answer) is Unavailable:
+        raise answer.again()
+    return answer
 
 
 class _Lost:
@@ -489,10 +532,26 @@ class _Lost:
         return Unavailable("the task that had sent it was cancelled", outcome_unknown=True)
 
 
+# Of asyncio's own futures: so that a loop over all who wait is one in C.
+_is_done = asyncio.Future.done
+_set_result = asyncio.Future.set_result
+
+
 def _waiting(waiters: list[asyncio.Future[Any]]) -> list[asyncio.Future[Any]]:
-    return [waiter for waiter in waiters if not waiter.done()]
+    if any(map(_is_done, waiters)):
+        return [waiter for waiter in waiters if not waiter.done()]
+    return waiters
 
 
 def _settle(waiter: asyncio.Future[Any], answer: object) -> None:
     if not waiter.done():
         waiter.set_result(answer)
+
+
+def _settle_all(waiters: list[asyncio.Future[Any]], answers: Iterable[object]) -> None:
+    if any(map(_is_done, waiters)):
+        for waiter, answer in zip(waiters, answers, strict=False):
+            _settle(waiter, answer)
+    else:
+        for _ in map(_set_result, waiters, answers):
+            pass

@@ -28,6 +28,7 @@ from nanolimit.place import table_of
 from nanolimit.quota import checked_quotas, whole_number
 from nanolimit.redis import script
 from nanolimit.redis.breaker import Breaker
+from nanolimit.redis.breakers import BY_NODE, Breakers
 from nanolimit.redis.counters import Counters
 from nanolimit.redis.denials import Denials, SharedDenials, open_table
 from nanolimit.redis.fault import Unavailable, code_of
@@ -48,8 +49,10 @@ if TYPE_CHECKING:
     from nanolimit._core import Decision
     from nanolimit.limiter import Key
     from nanolimit.quota import Quota
+    from nanolimit.redis.aiowire import AsyncWire
     from nanolimit.redis.counters import RedisStats
     from nanolimit.redis.lease import Due
+    from nanolimit.redis.wire import Wire
 
 R = TypeVar("R")
 
@@ -60,7 +63,8 @@ HastyRequest = tuple[Any, list[bytes], list[Any], float]
 
 __all__ = ["Dialog", "Request", "as_buffer", "checked_timeout_s"]
 
-# Failures in a row after which the store is left alone, and for how many seconds.
+# Failures in a row after which the store, or a node of a Cluster, is left alone, and for how many
+# seconds.
 FAILURES = 3
 PAUSE_S = 1.0
 
@@ -81,15 +85,16 @@ class Dialog(Limiting):
     """What the two limiters have in common: all but how one waits for a reply."""
 
     __slots__ = (
-        "__weakref__", "_arguments", "_breaker", "_changing", "_closed", "_counters",
-        "_degraded_since_s", "_denials", "_guard", "_last_reason", "_lease", "_least", "_loans",
-        "_name", "_names", "_place", "_policy", "_quotas", "_timeout_s",
+        "__weakref__", "_arguments", "_breaker", "_breakers", "_changing", "_closed", "_counters",
+        "_denials", "_guard", "_lease", "_least", "_loans", "_name", "_names", "_place", "_policy",
+        "_quotas", "_timeout_s",
     )  # fmt: skip
 
     def __init__(
         self,
         quota: int | str | Quota | Sequence[str | Quota],
         per: float | timedelta | None,
+        wire: Wire | AsyncWire,
         *,
         name: str | None,
         prefix: str,
@@ -109,7 +114,10 @@ class Dialog(Limiting):
         if not isinstance(deny_cache, bool):
             raise TypeError(f"deny_cache must be a bool, not {type(deny_cache).__name__}")
         self._lease = checked_lease(lease)
-        self._breaker = Breaker(FAILURES, PAUSE_S, max(PAUSE_S, 2 * self._timeout_s))
+        make = partial(Breaker, FAILURES, PAUSE_S, max(PAUSE_S, 2 * self._timeout_s))
+        self._breakers = Breakers(wire, make)
+        # Of one server, the only one. What a URL names may turn out to be of a Cluster.
+        self._breaker = BY_NODE if wire.clustered else self._breakers.single
         if shared is not None and on_error != "local" and not deny_cache:
             raise TypeError(
                 f"shared goes with on_error='local', which counts in it, or with deny_cache=True, "
@@ -139,9 +147,6 @@ class Dialog(Limiting):
         self._place = self._guard.place
         self._least = min(quota.limit for quota in quotas)
         self._closed = False
-        self._degraded_since_s: float | None = None
-        # Why it failed last: not the exception, which would hold on to keys.
-        self._last_reason = ""
         # Reentrant, like every lock of the face.
         self._changing = threading.RLock()
         renew_after_fork(self)
@@ -181,10 +186,8 @@ class Dialog(Limiting):
 
     @property
     def degraded(self) -> str | None:
-        """Why the store is not asked at the moment; None: it is."""
-        if self._degraded_since_s is None:
-            return None
-        return self._last_reason
+        """Why the store, or a node of a Cluster, is not asked at the moment; None: it is."""
+        return self._breakers.why()
 
     @property
     def closed(self) -> bool:
@@ -209,7 +212,7 @@ class Dialog(Limiting):
             head += f", leases {self._lease.max_share:.3g} of it for {self._lease.ttl:g} s"
         if self._closed:
             return f"{head}, closed>"
-        return f"{head}>" if self._degraded_since_s is None else f"{head}, degraded>"
+        return f"{head}>" if self.degraded is None else f"{head}, degraded>"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
@@ -487,7 +490,8 @@ class Dialog(Limiting):
     ) -> Generator[Request | list[Request], Any, list[bool]]:
         """Of `allow_many`. In order, and all keys are looked at before anything is sent.
 
-        `clustered`: keys of several slots can't go in one call.
+        `clustered`: keys of several slots can't go in one call. Then a node that fails takes only
+        its own keys along.
         """
         names = [self._names.of(key) for key in keys]
         args = self._arguments.of(units)
@@ -510,6 +514,7 @@ class Dialog(Limiting):
                     self._repeat(keys[i], units)
             left = [i for i in left if answers[i]]
         at_once = script.BATCH_KEYS
+        failed: set[Breaker] = set()
         start = 0
         while start < len(left):
             part = left[start : start + at_once]
@@ -519,7 +524,7 @@ class Dialog(Limiting):
             try:
                 if clustered:
                     calls = [(self._arguments.take, names[i], args) for i in part]
-                    waits_us = yield from self._asking_each(calls, sent_s, script.wait_us)
+                    waits_us = yield from self._asking_each(calls, sent_s, script.wait_us, failed)
                 else:
                     flat = [name for i in part for name in names[i]]
                     read = partial(script.waits_us, number=len(part))
@@ -532,7 +537,11 @@ class Dialog(Limiting):
                     clustered = True  # what a URL names turns out to be one; nothing ran
                     continue
                 # The rest is not asked for either: a batch does not wait for the store again and
-                # again.
+                # again. Of a Cluster, that is left to those of the nodes that have failed.
+                if clustered:
+                    self._decide_many(part, keys, units, fault, answers)
+                    start += at_once
+                    continue
                 self._decide_many(left[start:], keys, units, fault, answers)
                 return answers
             start += at_once
@@ -549,9 +558,11 @@ class Dialog(Limiting):
                     denials.put(places[i], units, sent_s, wait_s, epoch)
                 self._tell(answers[i], keys[i], units)
             if fault_of_part is not None:
-                lost.extend(left[start:])
+                if not clustered:
+                    lost.extend(left[start:])
                 self._decide_many(lost, keys, units, fault_of_part, answers)
-                return answers
+                if not clustered:
+                    return answers
         return answers
 
     def _decide_many(
@@ -582,76 +593,159 @@ class Dialog(Limiting):
         breaker = self._breaker
         ticket = breaker.enter(now_s)
         if ticket is None:
-            raise self._not_asked()
+            asked: Any = request
+            names = (asked if type(asked) is tuple else asked.request)[1]
+            breaker, ticket = self._entered(names[0], now_s)
         try:
             reply = script.understood(read, (yield request))
         except Unavailable as fault:
-            self._failed(ticket, fault)
+            self._failed(breaker, ticket, fault)
             raise
         except BaseException:  # cancelled, or a signal handler raised
             breaker.abandoned(ticket)
             raise
         if breaker.succeeded(ticket):
-            self._recovered()
+            self._recovered(breaker)
         return reply
 
     def _asking_each(
-        self, requests: list[Request], now_s: float, read: Callable[[Any], Any] = int
+        self,
+        requests: list[Request],
+        now_s: float,
+        read: Callable[[Any], Any] = int,
+        failed: set[Breaker] | None = None,
     ) -> Generator[list[Request], Any, list[Any]]:
-        """Send several requests at once, of which each has a reply or a fault of its own."""
-        breaker = self._breaker
-        ticket = breaker.enter(now_s)
-        if ticket is None:
-            raise self._not_asked()
+        """Send several requests at once, of which each has a reply or a fault of its own.
+
+        `failed`: those of nodes that are not to be asked; those that fail are added.
+
+        Raises:
+            Unavailable: None of them was asked, or answered.
+        """
+        failed = set() if failed is None else failed
+        breakers = [self._breaker_of(names[0]) for _, names, _ in requests]
+        tickets: dict[Breaker, int] = {}
+        for breaker in dict.fromkeys(breakers):
+            ticket = None if breaker in failed else breaker.enter(now_s)
+            if ticket is not None:
+                tickets[breaker] = ticket
+        if not tickets:
+            raise self._not_asked(breakers[0])
+        sent = [i for i, breaker in enumerate(breakers) if breaker in tickets]
         try:
-            replies: list[Any] = yield requests
+            replies: list[Any] = yield [requests[i] for i in sent]
         except Unavailable as fault:
-            self._failed(ticket, fault)
+            self._counters.count_failure(unknown=fault.outcome_unknown)
+            for breaker, ticket in tickets.items():
+                self._charge(breaker, ticket, fault)
+            failed.update(tickets)
             raise
         except BaseException:
-            breaker.abandoned(ticket)
+            for breaker, ticket in tickets.items():
+                breaker.abandoned(ticket)
             raise
-        for i, reply in enumerate(replies):
+        answers: list[Any] = [None] * len(requests)
+        if len(sent) < len(requests):
+            answers = [self._not_asked(breaker) for breaker in breakers]
+        faults: list[Unavailable] = []
+        lost: dict[Breaker, Unavailable] = {}
+        for i, reply in zip(sent, replies, strict=True):
+            answers[i] = reply
             if not isinstance(reply, Unavailable):
                 try:
-                    replies[i] = script.understood(read, reply)
+                    answers[i] = script.understood(read, reply)
+                    continue
                 except Unavailable as fault:
-                    replies[i] = fault
-        lost = next((reply for reply in replies if isinstance(reply, Unavailable)), None)
-        if lost is not None:
-            self._failed(ticket, lost)
-        elif breaker.succeeded(ticket):
-            self._recovered()
-        return replies
+                    answers[i] = fault
+            faults.append(answers[i])
+            if not _is_of_key(answers[i]):
+                lost.setdefault(breakers[i], answers[i])
+        if faults:
+            self._counters.count_failure(unknown=any(each.outcome_unknown for each in faults))
+        for breaker, ticket in tickets.items():
+            if breaker in lost:
+                failed.add(self._charge(breaker, ticket, lost[breaker]))
+            elif breaker.succeeded(ticket):
+                self._recovered(breaker)
+        return answers
 
-    def _not_asked(self) -> Unavailable:
-        return Unavailable(f"it is left alone for now, as it failed before: {self._last_reason}")
+    # -- whom to leave alone
 
-    def _failed(self, ticket: int, fault: Unavailable) -> None:
-        self._last_reason = fault.reason
+    def _breaker_of(self, name: bytes) -> Breaker:
+        """Return the breaker of whoever has the list of this name."""
+        breakers = self._breakers
+        while True:
+            breaker = breakers.of(name)
+            if breaker is not None:
+                return breaker
+            self._follow()
+
+    def _follow(self) -> None:
+        """Go by the map of slots, which has changed."""
+        self._breaker = BY_NODE
+        for gone in self._breakers.follow():
+            self._recovered(gone)
+
+    def _entered(self, name: bytes, now_s: float) -> tuple[Breaker, int]:
+        """Ask for leave where there was none for all: of a Cluster, each node has a breaker.
+
+        Raises:
+            Unavailable: It is left alone, or there is just one.
+        """
+        breaker = self._breaker_of(name)
+        ticket = None if breaker is self._breaker else breaker.enter(now_s)
+        if ticket is None:
+            raise self._not_asked(breaker)
+        return breaker, ticket
+
+    def _not_asked(self, breaker: Breaker) -> Unavailable:
+        who = "it" if breaker.node is None else breaker.node
+        return Unavailable(f"{who} is left alone for now, as it failed before: {breaker.reason}")
+
+    def _failed(self, breaker: Breaker, ticket: int, fault: Unavailable) -> None:
         self._counters.count_failure(unknown=fault.outcome_unknown)
-        if code_of(fault.reason) == "WRONGTYPE":
-            # The server is well: something else stands under this key's name.
-            if self._breaker.succeeded(ticket):
-                self._recovered()
-            return
-        now_s = monotonic()
-        if not self._breaker.failed(ticket, now_s, fault.origin):
-            return
-        with self._changing:
-            if self._degraded_since_s is not None:
-                return
-            self._degraded_since_s = now_s
-        if telemetry.is_wanted("degraded"):
-            more: dict[str, object] = {"reason": fault.reason, "on_error": self._policy.on_error}
-            telemetry.emit("degraded", 1, self._name, None, more)
+        self._charge(breaker, ticket, fault)
 
-    def _recovered(self) -> None:
-        with self._changing:
-            since_s, self._degraded_since_s = self._degraded_since_s, None
-        if since_s is not None and telemetry.is_wanted("recovered"):
-            more: dict[str, object] = {"reason": self._last_reason}
-            telemetry.emit("recovered", monotonic() - since_s, self._name, None, more)
+    def _charge(self, breaker: Breaker, ticket: int, fault: Unavailable) -> Breaker:
+        """Report a failure to the breaker of whom it is a failure, and return that."""
+        if _is_of_key(fault):
+            if breaker.succeeded(ticket):
+                self._recovered(breaker)
+            return breaker
+        now_s = monotonic()
+        if fault.node is not None and fault.node != breaker.node:
+            # Sent on; or not sent, as another had taken the time; or let in before it was known who
+            # serves what.
+            other = self._breakers.at(fault.node)
+            if other is None:
+                self._follow()
+                other = self._breakers.at(fault.node)
+            if other is not None:
+                breaker.abandoned(ticket)
+                current = other.enter(now_s) if other.state == "closed" else None
+                if current is None:
+                    return other
+                breaker, ticket = other, current
+        # Not the exception, which would hold on to keys.
+        breaker.reason = fault.reason
+        if (
+            breaker.failed(ticket, now_s, fault.origin)
+            and self._breakers.at(breaker.node) is breaker  # its node still serves something
+            and telemetry.is_wanted("degraded")
+        ):
+            more: dict[str, object] = {"reason": fault.reason, "on_error": self._policy.on_error}
+            self._tell_of(breaker, "degraded", 1, more)
+        return breaker
+
+    def _recovered(self, breaker: Breaker) -> None:
+        if telemetry.is_wanted("recovered"):
+            lasted_s = monotonic() - breaker.opened_s
+            self._tell_of(breaker, "recovered", lasted_s, {"reason": breaker.reason})
+
+    def _tell_of(self, breaker: Breaker, event: str, count: float, more: dict[str, object]) -> None:
+        if breaker.node is not None:
+            more["node"] = str(breaker.node)
+        telemetry.emit(event, count, self._name, None, more)
 
     # -- what is told of a decision
 
@@ -690,6 +784,11 @@ class Dialog(Limiting):
     def after_fork(self) -> None:
         """In the child: a thread of the parent may have held a lock."""
         self._changing = threading.RLock()
+
+
+def _is_of_key(fault: Unavailable) -> bool:
+    """Whether the server is well: something else stands under a key's name."""
+    return code_of(fault.reason) == "WRONGTYPE"
 
 
 def as_buffer(answers: list[bool]) -> memoryview:

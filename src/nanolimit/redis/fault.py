@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from nanolimit.errors import NanolimitError
+
+if TYPE_CHECKING:
+    from nanolimit.redis.cluster import Address
 
 __all__ = ["Unavailable", "fault_of_connecting", "fault_of_reply"]
 
@@ -23,6 +27,9 @@ class Unavailable(NanolimitError):
     outcome_unknown: bool
     origin: object
 
+    node: Address | None = None
+    """Of a cluster: which node it was; None if that is not known, or there is only one server."""
+
     def __init__(self, reason: str, outcome_unknown: bool = False, origin: object = None) -> None:
         # Both go to `args`, so that the exception can be copied like any other.
         super().__init__(reason, outcome_unknown)
@@ -33,6 +40,7 @@ class Unavailable(NanolimitError):
     def again(self) -> Unavailable:
         """Return the same for another request: exceptions that are shared collect tracebacks."""
         other = Unavailable(self.reason, self.outcome_unknown, self.origin)
+        other.node = self.node
         other.__cause__ = self.__cause__
         return other
 

@@ -124,6 +124,7 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
         super().__init__(
             quota,
             per,
+            wire,
             name=name,
             prefix=prefix,
             on_error=on_error,
@@ -220,7 +221,8 @@ class RedisRateLimiter(Dialog, RemoteRateLimiter):
 
         256 keys go in one call; of a Cluster, one pipelined write a node. A bad key changes
         nothing: all are looked at before the first is sent. If a call fails, `on_error` decides on
-        its keys, and on all that come after them without asking.
+        its keys, and on all that come after them without asking; of a Cluster, on those that the
+        failed nodes have.
 
         Args:
             keys: A sequence of keys; or a one-dimensional buffer of 64-bit integers, signed or

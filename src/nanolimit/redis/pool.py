@@ -7,11 +7,15 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from nanolimit import supervisor
 from nanolimit.redis.fault import Unavailable, fault_of_connecting
 from nanolimit.redis.fork import renew_after_fork
 from nanolimit.redis.line import Line
+
+if TYPE_CHECKING:
+    from nanolimit.redis.cluster import Address
 
 __all__ = ["Pool"]
 
@@ -31,11 +35,17 @@ class Pool:
         connect: Makes a line of the given age. May take its time.
         name: Whom they connect to, for messages.
         size: How many there are at most.
+        address: The same, as a cluster knows it; None: nobody has to know.
     """
 
-    def __init__(self, connect: Callable[[int], Line], name: str, size: int) -> None:
+    def __init__(
+        self, connect: Callable[[int], Line], name: str, size: int, address: Address | None = None
+    ) -> None:
         self._connect = connect
         self.name = name
+        self.address = address
+        # When a call to it failed last: of several nodes, it is asked last.
+        self.failed_s = 0.0
         self._size = size
         self._closed = False
         self._age = 0

@@ -85,6 +85,11 @@ class Wire:
         """Whether keys of several slots can't go in one call. A URL's server tells by its reply."""
         return self._slots is not None
 
+    @property
+    def slots(self) -> SlotMap | None:
+        """Who serves what, as far as it is known; None: there is one server."""
+        return self._slots
+
     def __repr__(self) -> str:
         return f"<Wire to {self._target.name}, timeout {self._timeout_s:g} s>"
 
@@ -172,7 +177,11 @@ class Wire:
     # One exchange
 
     def _exchange(self, pool: Pool, data: bytes, deadline: float) -> Reply:
-        line = pool.take(deadline)
+        try:
+            line = pool.take(deadline)
+        except Unavailable as fault:
+            self._suspect(pool, fault)
+            raise
         try:
             try:
                 line.send(data, deadline)
@@ -185,7 +194,7 @@ class Wire:
         except BaseException as error:
             pool.drop(line)
             if isinstance(error, Unavailable):
-                self._suspect()
+                self._suspect(pool, error)
             raise
         pool.give(line)
         return reply
@@ -204,17 +213,28 @@ class Wire:
         groups: dict[Pool, list[Request]] = {}
         for pool, request in pending:
             groups.setdefault(pool, []).append(request)
-        # In one order for all threads, so that none waits for what another holds that waits too.
+        # In one order for all threads, so that none waits for what another holds that waits too;
+        # and who may take all of the time comes last.
         sent: list[tuple[Pool, Line, list[Request]]] = []
+        slow: Unavailable | None = None
         try:
-            for pool in sorted(groups, key=lambda each: each.name):
+            for pool in sorted(groups, key=lambda each: (each.failed_s, each.name)):
                 requests = groups[pool]
-                try:
-                    sent.append((pool, self._send(pool, requests, deadline), requests))
-                except Unavailable as fault:
-                    self._suspect()
-                    for request in requests:
-                        request.result = fault.again()
+                fault = slow
+                if fault is None or time.monotonic() < deadline:
+                    try:
+                        sent.append((pool, self._send(pool, requests, deadline), requests))
+                        continue
+                    except Unavailable as error:
+                        self._suspect(pool, error)
+                        fault = error
+                        # Those for whom it leaves no time are not sent: it is no fault of theirs,
+                        # and with its own it is one.
+                        error.origin = error.origin or object()
+                        slow = Unavailable(error.reason, origin=error.origin)
+                        slow.node = error.node
+                for request in requests:
+                    request.result = fault.again()
             anew = []
             while sent:
                 anew += self._receive(*sent.pop(0), deadline)
@@ -257,7 +277,7 @@ class Wire:
             if not isinstance(error, Unavailable):
                 raise
             fault = error
-            self._suspect()
+            self._suspect(pool, fault)
             for request in requests[len(replies) :]:
                 request.result = fault.again()
         else:
@@ -277,8 +297,8 @@ class Wire:
         """Take a reply; return where to send the request anew, None if it is over."""
         code = request.settle(reply)
         if code is None:
-            if isinstance(reply, ErrorReply):
-                self._note(reply.text, pool)
+            if isinstance(request.result, Unavailable) and isinstance(reply, ErrorReply):
+                self._note(reply.text, request.result, pool)
             return None
         if code == "NOSCRIPT":
             request.by_source = True
@@ -303,15 +323,17 @@ class Wire:
             self._slots.owners[slot] = address
         return target
 
-    def _note(self, text: str, pool: Pool) -> None:
+    def _note(self, text: str, fault: Unavailable, pool: Pool) -> None:
         """Learn what an error says of the server."""
+        if self._slots is not None:
+            fault.node = pool.address
         code = code_of(text)
         if code in NOT_THE_MASTER:
             # There was a failover: whoever asks for the name, or the Sentinel, gets another.
             pool.flush()
-            self._suspect()
+            self._suspect(pool, fault)
         elif code == "CLUSTERDOWN":
-            self._suspect()
+            self._suspect(pool, fault)
 
     # Where
 
@@ -354,22 +376,22 @@ class Wire:
             connection.connect()
             return Line(connection, name, age)
 
-        return Pool(connect, name, self._size)
+        return Pool(connect, name, self._size, address)
 
     def _redirected(self, text: str, pool: Pool) -> tuple[int, Address]:
-        pools = list(self._pools.items())  # in one step: other threads add to them
-        asked = next((each for each, other in pools if other is pool), self._seed)
-        slot, address = redirect(text, asked)
+        slot, address = redirect(text, pool.address or self._seed)
         return slot, self._remapped(address)
 
     def _remapped(self, address: Address) -> Address:
         remap = self._target.remap
         return address if remap is None else Address(*remap(address))
 
-    def _suspect(self) -> None:
-        """Something is wrong: it may be that another serves the slot now."""
+    def _suspect(self, pool: Pool, fault: Unavailable) -> None:
+        """Something is wrong with a node: it may be that another serves the slot now."""
         if self._slots is not None:
             self._stale_slots = True
+            fault.node = pool.address
+            pool.failed_s = time.monotonic()
 
     def _refresh(self, deadline: float) -> None:
         """Ask who serves what. One thread does it; the others go by the old map, if there is one.
@@ -399,11 +421,12 @@ class Wire:
 
     def _ask_for_slots(self, nodes: list[Address], deadline: float) -> None:
         last: Unavailable | None = None
-        for address in nodes:
+        pools = [(address, self._pool_at(address)) for address in nodes]
+        # Whose call has failed is asked last: it may take half of the time.
+        for address, pool in sorted(pools, key=lambda each: each[1].failed_s):
             # One that is silent must leave time for the next, and for the call itself.
             until = time.monotonic() + (deadline - time.monotonic()) / 2
             try:
-                pool = self._pool_at(address)
                 line = pool.take(until)
                 try:
                     line.send(_SLOTS, until)
@@ -417,6 +440,7 @@ class Wire:
                 slots = SlotMap.read(reply, address)
             except Unavailable as fault:
                 last = fault
+                pool.failed_s = time.monotonic()
             except ValueError as error:
                 last = Unavailable(f"{address} did not tell its slots: {error}")
             else:
