@@ -165,7 +165,7 @@ class Pool:
                     raise Unavailable(f"no connection to {self.name} in time")
                 return line
             finally:
-                self._waiting -= 1
+                self._waiting = max(self._waiting - 1, 0)  # a signal handler may have forked
                 if self._free:  # the next one may have it
                     self._change.notify()
                 own = None  # its fault's traceback holds this frame
