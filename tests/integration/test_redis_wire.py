@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from lua import COUNT, EMPTY, Lua  # noqa: E402
 from nanolimit.redis.cluster import Address  # noqa: E402
 from nanolimit.redis.fault import Unavailable  # noqa: E402
 from nanolimit.redis.line import Line  # noqa: E402
-from nanolimit.redis.pool import Pool  # noqa: E402
 from nanolimit.redis.wire import Wire  # noqa: E402
 from redis_server import RedisSentinel, RedisServer, free_port  # noqa: E402
 
@@ -358,31 +356,3 @@ def test_an_interrupt_after_the_replies_leaves_the_connection_to_the_next(
             wire.run_many(calls)
         assert len(wire._pool) == 0
         assert wire.run_many(calls) == [7, 8]
-
-
-def test_where_a_redirection_came_from_is_found_while_others_add_nodes(
-    server: RedisServer,
-) -> None:
-    with Wire(server.url, PATIENT_S) as wire:
-        stopping = threading.Event()
-        nodes = [Address("elsewhere", port) for port in range(1, 9)]
-
-        def add_and_forget() -> None:
-            while not stopping.is_set():
-                for node in nodes:
-                    wire._pools[node] = wire._pool
-                for node in nodes:
-                    del wire._pools[node]
-
-        thread = threading.Thread(target=add_and_forget)
-        interval_s = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        thread.start()
-        try:
-            for _ in range(3_000):
-                slot, address = wire._redirected("MOVED 5 :7000", Pool(Line, "?", 1))  # type: ignore[arg-type]
-                assert (slot, address) == (5, Address(server.host, 7000))
-        finally:
-            stopping.set()
-            thread.join()
-            sys.setswitchinterval(interval_s)

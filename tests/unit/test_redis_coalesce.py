@@ -463,9 +463,13 @@ def test_a_cancelled_one_that_was_not_sent_is_not_counted() -> None:
     asyncio.run(cancelled_in_the_same_turn())
 
 
-def test_who_has_left_a_batch_is_not_counted() -> None:
+@pytest.mark.parametrize("lists", [1, 2])
+def test_who_has_left_a_batch_is_not_counted(lists: int) -> None:
+    quotas = (Quota(5, per=1.0), Quota(9, per=10.0))[:lists]
+    take = "take_one" if lists == 1 else "take"
+
     async def run(*leave: int) -> list[list[str]]:
-        asker = Asker()
+        asker = Asker(quotas)
         tasks = tasks_of(asker.take(str(number)) for number in range(5))
 
         async def cancel() -> None:
@@ -475,12 +479,13 @@ def test_who_has_left_a_batch_is_not_counted() -> None:
         ends = await asyncio.gather(cancel(), *tasks, return_exceptions=True)
         left = [at for at, end in enumerate(ends[1:]) if isinstance(end, asyncio.CancelledError)]
         assert left == [*leave]
-        assert len(asker.wire.store.logs) == 5 - len(leave)
+        kept = [str(at) for at in range(5) if at not in leave]
+        assert {*asker.wire.store.logs} == {name for key in kept for name in asker.names.of(key)}
         return asker.written()
 
-    assert asyncio.run(run(2, 4)) == [["take_one 0 1", "batch 1 2"]]
-    assert asyncio.run(run(1, 2, 4)) == [["take_one 0 1", "take_one 3 1"]]
-    assert asyncio.run(run(1, 2, 3, 4)) == [["take_one 0 1"]]
+    assert asyncio.run(run(2, 4)) == [[f"{take} 0 1", f"batch 1 {2 * lists}"]]
+    assert asyncio.run(run(1, 2, 4)) == [[f"{take} 0 1", f"{take} 3 1"]]
+    assert asyncio.run(run(1, 2, 3, 4)) == [[f"{take} 0 1"]]
 
 
 def test_who_leaves_a_batch_while_it_connects_is_not_counted() -> None:
@@ -801,6 +806,27 @@ def test_a_limiter_coalesces_unless_told_otherwise(wire: Writes) -> None:
 
     assert asyncio.run(run(True)) == ["take_one", "take_some", "tell", "tell"]
     assert asyncio.run(run(False)) == ["take_one"] * 8 + ["tell"] * 2
+
+
+@pytest.mark.parametrize("keys", ["aaaa", "abcd"])
+def test_nobody_joins_what_was_left_in_a_loop_that_is_closed(wire: Writes, keys: str) -> None:
+    limiter = AsyncRedisRateLimiter("9/second", wire)
+    left: list[asyncio.Task[Any]] = []
+
+    async def leave() -> None:
+        left.extend(tasks_of(map(limiter.allow, keys)))
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave())  # they ask in its last turn
+    for task in left:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
+    wire._out.clear()
+
+    async def ask() -> list[bool]:
+        return await asyncio.wait_for(asyncio.gather(*map(limiter.allow, keys[::-1])), 20)
+
+    assert asyncio.run(ask()) == [True] * 4
 
 
 def test_a_limiter_with_a_wrong_coalesce() -> None:

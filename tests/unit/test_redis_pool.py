@@ -114,6 +114,25 @@ def test_a_signal_handler_may_report_where_its_thread_holds_the_breakers_lock() 
     assert breaker.state == "open"
 
 
+def test_who_waited_when_a_signal_handler_forked_leaves_nothing_behind_in_the_child() -> None:
+    pool = pool_of(size=1)
+    lent = pool.take(time.monotonic() + PATIENT_S)
+    waiter = threading.Thread(target=impatient, args=(pool,))
+    waiter.start()
+    while waiter.is_alive() and not pool._change._waiters:  # type: ignore[attr-defined]
+        time.sleep(0)
+    pool.after_fork()  # as if this was the child, and the waiter its only thread
+    waiter.join()
+    assert pool._waiting == 0
+    assert not lent.alive()
+    assert ends(lambda: borrow(pool))
+
+
+def impatient(pool: Pool) -> None:
+    with pytest.raises(Unavailable):
+        pool.take(time.monotonic() + 0.3)
+
+
 class Interrupted(Exception):
     """What the handler raises."""
 

@@ -85,6 +85,8 @@ class AsyncLine(asyncio.Protocol):
         self._write = object()  # stands for the write to come
         self._asked_s = 0.0  # when the first of it was asked for, in the loop's time
         self._was_late = False  # was it too late when the timer rang?
+        # When it rings. Not every loop's timer tells that: if it is at once, uvloop's is none.
+        self._rings_s = 0.0
         self._waiters: deque[_Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._lost: str | None = None
@@ -130,12 +132,17 @@ class AsyncLine(asyncio.Protocol):
             self._unsent.append(_Waiter(None, deadline, self._write))
         self._unsent.append(_Waiter(future, deadline, self._write))
         if self._timer is None:
-            self._timer = self._loop.call_at(deadline, self._expire)
-        elif deadline < self._timer.when():
+            self._ring(deadline)
+        elif deadline < self._rings_s:
             # It has waited for something else before.
             self._timer.cancel()
-            self._timer = self._loop.call_at(deadline, self._expire)
+            self._ring(deadline)
         return future
+
+    def _ring(self, when_s: float) -> None:
+        """Have the timer ring."""
+        self._rings_s = when_s
+        self._timer = self._loop.call_at(when_s, self._expire)
 
     def _flush(self) -> None:
         if self._lost is not None or not self._out:
@@ -157,12 +164,12 @@ class AsyncLine(asyncio.Protocol):
     def _expire(self) -> None:
         """Give up those whose time is over, and the line with the first of them."""
         now = self._loop.time()
-        timer, self._timer = self._timer, None
-        if not self._was_late and timer is not None and now - timer.when() > _LATE_S:
+        self._timer = None
+        if not self._was_late and now - self._rings_s > _LATE_S:
             # Something blocked the loop: it has yet to write what was asked for, and to read what
             # has come meanwhile. (asyncio does so before its timers ring, uvloop does not.)
             self._was_late = True
-            self._timer = self._loop.call_at(now + _LATE_S, self._expire)
+            self._ring(now + _LATE_S)
             return
         self._was_late = False
         next_deadline: float | None = None
@@ -178,7 +185,7 @@ class AsyncLine(asyncio.Protocol):
             # dead without having said so.
             self._retire()
         if next_deadline is not None:
-            self._timer = self._loop.call_at(next_deadline, self._expire)
+            self._ring(next_deadline)
         elif not self.usable:
             self.close()
 
@@ -317,13 +324,17 @@ class AsyncPool:
         address: The same, as a cluster knows it; None: nobody has to know.
     """
 
+    name: str
+    address: Address | None
+    #: When a call to it failed last, in the loop's time: of several nodes, it is asked last.
+    failed_s: float
+
     def __init__(
         self, connection: Callable[[], Any], name: str, address: Address | None = None
     ) -> None:
         self._connection = connection
         self.name = name
         self.address = address
-        # When a call to it failed last: of several nodes, it is asked last.
         self.failed_s = 0.0
         self._line: AsyncLine | None = None
         self._making: asyncio.Task[AsyncLine | Unavailable] | None = None

@@ -6,7 +6,8 @@ it leave their requests, which are handed over just before the wire writes. Thos
 are one call, `BATCH`, which decides on one key after the other; to a Cluster, a call for each key,
 at once. Further ones for a key that was asked for in this turn are one call, `TAKE_SOME`: of n it
 grants the first k, in the order in which they came. No timer is set, and nobody waits for longer
-than he would by himself.
+than he would by himself. All of them are told in the step of the loop in which the replies come, so
+that those who ask again are one crowd still.
 
 What a task is told is what it would have been told without it.
 """
@@ -172,12 +173,12 @@ class Coalescer:
         Returns:
             What is to come, for `answered`; None: there is none, `run` it.
         """
-        loop = self._loop
-        if loop is None or loop is not asyncio.get_running_loop():
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
             return None
-        last = self._last
-        if keys[0] in last:
-            call = last[keys[0]]
+        first, last = keys[0], self._last
+        if first in last:
+            call = last[first]
             if type(call) is not _Call or not call.merges or len(call.waiters) >= self._most_merged:
                 return None
             waiter: asyncio.Future[Any] = asyncio.Future(loop=loop)
@@ -510,7 +511,7 @@ def answered(answer: Any) -> Any:
     if type(answer) is _Lost:
         raise answer.fault()
     if type(answer) is Unavailable:
-        raise answer.again()
+        raise answer  # it is nobody else's
     return answer
 
 

@@ -38,13 +38,17 @@ class Pool:
         address: The same, as a cluster knows it; None: nobody has to know.
     """
 
+    name: str
+    address: Address | None
+    #: When a call to it failed last, in the clock's time: of several nodes, it is asked last.
+    failed_s: float
+
     def __init__(
         self, connect: Callable[[int], Line], name: str, size: int, address: Address | None = None
     ) -> None:
         self._connect = connect
         self.name = name
         self.address = address
-        # When a call to it failed last: of several nodes, it is asked last.
         self.failed_s = 0.0
         self._size = size
         self._closed = False
@@ -161,7 +165,7 @@ class Pool:
                     raise Unavailable(f"no connection to {self.name} in time")
                 return line
             finally:
-                self._waiting -= 1
+                self._waiting = max(self._waiting - 1, 0)  # a signal handler may have forked
                 if self._free:  # the next one may have it
                     self._change.notify()
                 own = None  # its fault's traceback holds this frame
