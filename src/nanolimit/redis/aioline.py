@@ -24,6 +24,9 @@ Tell = Callable[[Reply], None]
 # The client library bounds each step of connecting, but not what a provider of passwords does.
 _MAKING_MAX_S = 30.0
 
+# What is given up ends within some turns of the loop; else it is told again, after these pauses.
+_ENDING_S = (0.01, 0.1, 1.0)
+
 # A timer that rings later than this: something blocked the loop.
 _LATE_S = 0.005
 
@@ -274,6 +277,31 @@ def _abort(connection: Any) -> None:
         connection._reader = connection._writer = None
 
 
+async def _give_up(connection: Any, connecting: asyncio.Task[None] | None) -> None:
+    """End the making of a connection, also where what runs there does not heed a cancel."""
+    if connecting is None:
+        return
+
+    def end(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            task.exception()  # it was seen, so that nobody logs it
+        _abort(connection)  # it may have been made after all
+
+    if connecting.done():
+        end(connecting)
+        return
+    connecting.add_done_callback(end)
+    for pause_s in _ENDING_S:
+        # As long as it runs, it keeps its writer: without one it would connect anew.
+        writer = getattr(connection, "_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        connecting.cancel()
+        await asyncio.wait((connecting,), timeout=pause_s)
+        if connecting.done():
+            return
+
+
 async def _connect(connection: Any) -> None:
     """Have a connection of the client library connect, without a halt of the loop."""
     context = getattr(connection, "ssl_context", None)
@@ -379,15 +407,20 @@ class AsyncPool:
 
     async def _make(self) -> AsyncLine | Unavailable:
         connection: Any = None
+        connecting: asyncio.Task[None] | None = None
         try:
             connection = self._connection()
-            await asyncio.wait_for(_connect(connection), _MAKING_MAX_S)
+            connecting = asyncio.get_running_loop().create_task(_connect(connection))
+            await asyncio.wait((connecting,), timeout=_MAKING_MAX_S)
+            if not connecting.done():
+                raise asyncio.TimeoutError
+            connecting.result()
             line = AsyncLine(connection, self.name, self._ended)
         except Exception as error:
-            _abort(connection)
+            await _give_up(connection, connecting)
             return fault_of_connecting(error, self.name)
         except asyncio.CancelledError:
-            _abort(connection)
+            await _give_up(connection, connecting)
             raise
         finally:
             self._making = None
@@ -418,9 +451,10 @@ class AsyncPool:
 
     def close(self) -> None:
         """Close all; those who wait are told."""
-        self._closed = True
-        if self._making is not None:
+        if self._making is not None and not self._closed:
+            # Once: while it ends what it has begun, it must not be cancelled again.
             self._making.cancel()
+        self._closed = True
         for line in list(self._lines):
             line.close()
 
