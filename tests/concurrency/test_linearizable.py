@@ -307,9 +307,8 @@ def make(scene: Scene, watch: Watch, **options: Any) -> list[RateLimiter]:
     return [rules.limiter(**options) for rules in scene.rules]
 
 
-@pytest.mark.usefixtures("restless")
-@pytest.mark.parametrize("scene", [*SCENES, *SYSTEM_SCENES], ids=str)
-def test_threads(scene: Scene) -> None:
+def meet(scene: Scene) -> int:
+    """Have threads meet at new limiters, and judge what they say; how many pairs of calls met."""
     watch = Watch(scene.start_ns)
     limiters = make(scene, watch)
     turns = [0] * THREADS
@@ -320,12 +319,20 @@ def test_threads(scene: Scene) -> None:
         lines[line] = actor.rounds(Gate(turns, line), 1, ROUNDS)
 
     run(THREADS, work)
-    # Else nothing was tried: they must have been at it at the same time. With a GIL a call may be
-    # so short that in one scene none meets another; the processes make up for it.
-    with_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
-    assert judge(scene, lines) > 0 or with_gil or cores() == 1
+    met = judge(scene, lines)
     for limiter in limiters:
         verify(limiter)
+    return met
+
+
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("scene", [*SCENES, *SYSTEM_SCENES], ids=str)
+def test_threads(scene: Scene) -> None:
+    # Where none meets another nothing was tried. With a GIL a call may be so short that they don't;
+    # the processes make up for it. Without it, on a busy machine, they may once get one core only.
+    with_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    tries = 1 if with_gil or cores() == 1 else 20
+    assert any(meet(scene) > 0 for _ in range(tries)) or tries == 1
 
 
 @pytest.mark.usefixtures("restless")
