@@ -485,9 +485,70 @@ static void check_order(void) {
     for (int i = 0; i < 2; i++) nl_table_close(&q.tables[i]);
 }
 
+/* Between being placed and being owned a slot may be freed by one thread and given to another of the same claims: found there twice, it
+ * is nobody's, instead of being waited for by who has it. */
+static void check_one_slot_twice(void) {
+    static nl_table table;
+    open_table(&table, 5, WINDOW_NS, 100, NL_ON_FULL_DENY);
+    nl_check(&table, key_of(7), (uint64_t)100 * WINDOW_NS, 1, NL_WAITING, NULL);
+    nl_slot *slot = nl_find(&table, key_of(7));
+    nl_claim now = {.table = &table, .fp = key_of(7), .slot = slot}, stale = {.table = &table, .fp = key_of(8), .slot = slot};
+    nl_claim *orders[2][2] = {{&now, &stale}, {&stale, &now}};
+    for (int i = 0; i < 2; i++) {
+        nl_outcome outcome = nl_claims_own(orders[i], 2, NL_QUICKLY);
+        CREW_REQUIRE(outcome == NL_GONE, "outcome %d", (int)outcome);
+        CREW_REQUIRE(!nl_meta_owner(nl_load64(&slot->meta)), "it is owned still");
+    }
+    nl_table_close(&table);
+}
+
+/* Claims for more keys than the table has places: they are given each other's, if nobody sees to it, and come to no end. */
+enum { SCARCE_KEYS = 8, SCARCE_PLACES = 4, SCARCE_LIMIT = 1 << 20 };
+
+typedef struct {
+    nl_table table;
+    uint32_t rounds;
+    uint64_t now;
+} scarcity;
+
+static void scarce_work(void *shared, uint32_t self) {
+    scarcity *s = shared;
+    uint64_t state = self + 7;
+    for (uint32_t round = 0; round < s->rounds; round++) {
+        nl_claim claims[SCARCE_KEYS];
+        uint64_t random = next_random(&state);
+        uint32_t n = 0;
+        for (uint32_t k = 0; k < SCARCE_KEYS; k++) {
+            if (!(random >> k & 1)) continue;
+            nl_claim claim = {.table = &s->table, .fp = key_of(k), .limit = SCARCE_LIMIT, .cost = 1};
+            claim.now = nl_rule_now(&s->table.rule, s->now);
+            claims[n++] = claim;
+        }
+        if (!n) continue;
+        nl_outcome outcome = nl_claims_check(claims, n, false, NL_QUICKLY);
+        if (outcome & NL_WOULD_WAIT) outcome = nl_claims_check(claims, n, false, NL_WAITING);
+        CREW_REQUIRE(!(outcome & (NL_WOULD_WAIT | NL_MOVED)), "outcome %d", (int)outcome);
+        if (random >> 40 & 1) nl_reset(&s->table, key_of(random >> 41 & (SCARCE_KEYS - 1)), s->now, NL_WAITING);
+    }
+}
+
+static void run_scarce(uint32_t on_full, uint32_t rounds, uint32_t threads) {
+    static scarcity s;
+    memset(&s, 0, sizeof s);
+    s.rounds = rounds;
+    s.now = (uint64_t)100 * WINDOW_NS;
+    open_table(&s.table, SCARCE_LIMIT, WINDOW_NS, SCARCE_PLACES, on_full);
+    crew_run(threads, scarce_work, &s, NULL);
+    verify(&s.table);
+    CREW_REQUIRE(nl_table_keys(&s.table) <= SCARCE_PLACES, "%u keys", nl_table_keys(&s.table));
+    nl_table_close(&s.table);
+}
+
 /* Logs alone, and with one table that counts by a meter among them. */
 static void run_claims(uint32_t rounds, uint32_t threads) {
     check_order();
+    check_one_slot_twice();
+    for (uint32_t on_full = 0; on_full < 3; on_full++) run_scarce(on_full, rounds / 40, threads);
     static const uint32_t algorithms[] = {NL_SLIDING_LOG, NL_GCRA, NL_FIXED_WINDOW, NL_SLIDING_COUNTER};
     for (int i = 0; i < 4; i++) run_claims_with(algorithms[i], rounds / 4, threads);
 }

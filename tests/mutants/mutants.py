@@ -621,6 +621,14 @@ MUTANTS = [
         "tests/c/test_core.py::test_races[2-claims]",
     ),
     Mutant(
+        "one-slot-for-two-claims",
+        CORE + "claim.h",
+        "if (NL_UNLIKELY(i && order[i - 1]->slot == c->slot)) {",
+        "if (0) {",
+        "a slot that went from one of the claims to another is waited for by who owns it",
+        "tests/c/test_core.py::test_races[2-claims]",
+    ),
+    Mutant(
         "one-denial-is-not-enough",
         CORE + "claim.h",
         "        outcome = NL_DENIED;\n        if (!views) break;\n",

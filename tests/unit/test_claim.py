@@ -90,6 +90,36 @@ def test_two_limiters_on_one_file(tmp_path: Any) -> None:
     assert both[0].peek("a").remaining == 1
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+@pytest.mark.parametrize("algorithm", _core.ALGORITHMS)
+@pytest.mark.parametrize("on_full", ["allow", "deny", "evict"])
+def test_more_new_keys_than_there_is_room_for(
+    manual: ManualClock, on_full: Any, algorithm: Any, shared: bool
+) -> None:
+    """None of them is given the place that another of them was just given."""
+    made = {"shared": True} if shared else {}
+    limiter = RateLimiter(
+        5, per=60, clock=manual, max_keys=3, on_full=on_full, algorithm=algorithm, **made
+    )
+    assert limiter.allow("old")
+    assert limiter.allow("older")
+    new = [f"new-{nth}" for nth in range(5)]
+    counted = {"deny": 0, "allow": 1, "evict": 3}[on_full]
+    for round_ in range(1, 4):
+        assert bool(check_all([(limiter, key) for key in new])) is (on_full != "deny")
+        used = sorted(5 - limiter.peek(key).remaining for key in new)
+        assert used.count(0) == 5 - counted
+        assert on_full == "evict" or used[5 - counted :] == [round_] * counted
+    assert check_all([(limiter, "old"), (limiter, "one more")])
+    limiter.core._verify()
+    manual.advance(121)  # all are idle: there is room for three, and not for four
+    assert check_all([(limiter, key) for key in ("a", "b", "c")])
+    assert len(limiter) == 3
+    manual.advance(121)
+    assert bool(check_all([(limiter, key) for key in "abcd"])) is (on_full != "deny")
+    limiter.core._verify()
+
+
 def test_cost_0(manual: ManualClock) -> None:
     limiter = RateLimiter(1, clock=manual)
     assert check_all([(limiter, "a", 0)])

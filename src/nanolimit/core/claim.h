@@ -4,7 +4,8 @@
  * denies, none counts.
  *
  *   1. deny without locks, as one log does (log.h)
- *   2. see that each key has a slot: an empty log is idle, so a slot that is not used after all costs nothing
+ *   2. see that each key has a slot: an empty log is idle, so a slot that is not used after all costs nothing. (If the table has no room for
+ *      all of them, one is given the other's: then whoever has one owns it first, nl_claims_hold)
  *   3. own all slots, in one order that is the same in every thread and every process: by the tables' secrets, then by their
  *      numbers, then by the slots' own. While a slot is owned nobody waits for a segment (table.h), so 2 comes before 3, and a
  *      slot that became another key's in between sends us back
@@ -20,7 +21,7 @@
 
 #include "table.h"
 
-enum { NL_CLAIMS_MOST = 64 };
+enum { NL_CLAIMS_MOST = 64, NL_GONE_MOST = 4 };
 
 typedef struct {
     nl_table *table;
@@ -180,6 +181,10 @@ static inline nl_outcome nl_claims_place(nl_claim *claims, uint32_t all, nl_clai
 static inline nl_outcome nl_claims_own(nl_claim **order, uint32_t n, nl_patience patience) {
     for (uint32_t i = 0; i < n; i++) {
         nl_claim *c = order[i];
+        if (NL_UNLIKELY(i && order[i - 1]->slot == c->slot)) { /* freed by somebody, and given to another of these keys: not ours twice */
+            nl_claims_let_go(order, i);
+            return NL_GONE;
+        }
         bool owned = nl_slot_take(&c->table->us, c->slot, &c->meta, patience);
         if (owned && NL_LIKELY(nl_slot_is(c->slot, c->fp))) continue;
         if (owned) nl_slot_commit(c->slot, c->meta);
@@ -187,6 +192,37 @@ static inline nl_outcome nl_claims_own(nl_claim **order, uint32_t n, nl_patience
         return owned ? NL_GONE : NL_WOULD_WAIT;
     }
     return NL_ALLOWED;
+}
+
+/* Steps 2 and 3 the other way round, for a table that may have no room for all of them: an empty log is idle, so what one of them was given
+ * in step 2 the next one may be given again, for ever. Whoever has a slot owns it while the others look for theirs; as slots are owned then,
+ * they wait for nothing. NL_ALLOWED: all that can be tracked are owned; else none is. */
+static NL_NOINLINE nl_outcome nl_claims_hold(nl_claim *claims, uint32_t all, nl_claim **order, uint32_t *n, nl_patience patience,
+                                             nl_outcome *displaced) {
+    uint32_t owned = 0;
+    bool allowed = true;
+    for (uint32_t i = 0; i < all; i++)
+        if (claims[i].slot) order[owned++] = &claims[i];
+    nl_claims_sort(order, owned);
+    *n = owned;
+    nl_outcome outcome = nl_claims_own(order, owned, patience);
+    for (uint32_t i = 0; i < all && outcome == NL_ALLOWED; i++) {
+        nl_claim *c = &claims[i];
+        if (c->slot) continue;
+        outcome = nl_own(c->table, c->fp, c->now, NL_HOLDING, &c->slot, &c->meta, displaced);
+        if (outcome & (NL_WOULD_WAIT | NL_MOVED)) {
+            nl_claims_let_go(order, owned);
+            return outcome & NL_MOVED ? outcome : NL_GONE; /* somebody is at it: from the beginning */
+        }
+        if (outcome == NL_ALLOWED) order[owned++] = c;
+        else c->outcome = nl_full(c->table, c->limit, c->cost, c->now, &c->view);
+        allowed &= (c->outcome & NL_ALLOWED) != 0;
+        outcome = NL_ALLOWED;
+    }
+    *n = owned;
+    if (outcome != NL_ALLOWED || allowed) return outcome;
+    nl_claims_let_go(order, owned);
+    return NL_DENIED;
 }
 
 /* Steps 4 and 5, owning them. NL_ALLOWED: they fit, and there is room. Else none is owned any more, and nothing has changed:
@@ -215,15 +251,19 @@ static NL_NOINLINE nl_outcome nl_claims_check(nl_claim *claims, uint32_t n, bool
     nl_wait w = {0, 0, 0};
     for (uint32_t i = 0; i < n; i++) nl_prefetch_bucket(claims[i].table, claims[i].fp);
     for (uint32_t i = 0; n > 1 && i < n; i++) nl_prefetch_slot(claims[i].table, claims[i].fp);
-    for (int chunk_tries = 0;;) {
+    for (int chunk_tries = 0, gone = 0;;) {
         uint32_t tracked;
         if (nl_claims_deny(claims, n, views)) return (nl_outcome)(NL_DENIED | displaced);
-        outcome = nl_claims_place(claims, n, order, &tracked, patience, &displaced);
-        untracked = tracked < n ? NL_UNTRACKED : NL_DENIED;
-        if (outcome == NL_ALLOWED) {
-            nl_claims_sort(order, tracked);
-            outcome = nl_claims_own(order, tracked, patience);
+        if (NL_LIKELY(gone < NL_GONE_MOST)) {
+            outcome = nl_claims_place(claims, n, order, &tracked, patience, &displaced);
+            if (outcome == NL_ALLOWED) {
+                nl_claims_sort(order, tracked);
+                outcome = nl_claims_own(order, tracked, patience);
+            }
+        } else {
+            outcome = nl_claims_hold(claims, n, order, &tracked, patience, &displaced);
         }
+        untracked = tracked < n ? NL_UNTRACKED : NL_DENIED;
         if (outcome == NL_ALLOWED) outcome = nl_claims_decide(order, tracked, views, patience, &lacking);
         if (outcome == NL_ALLOWED) break;
         if (outcome == NL_NO_CHUNK) {
@@ -232,7 +272,10 @@ static NL_NOINLINE nl_outcome nl_claims_check(nl_claim *claims, uint32_t n, bool
             outcome = nl_full(lacking->table, lacking->limit, lacking->cost, lacking->now, &lacking->view);
             return (nl_outcome)(outcome | displaced);
         }
-        if (outcome == NL_GONE && nl_wait_on(&order[0]->table->us, &w, patience, 0)) continue;
+        if (outcome == NL_GONE && nl_wait_on(&order[0]->table->us, &w, patience, 0)) {
+            gone++;
+            continue;
+        }
         if (outcome == NL_GONE) outcome = NL_WOULD_WAIT;
         return (nl_outcome)(outcome | displaced | (outcome == NL_DENIED ? untracked : NL_DENIED));
     }

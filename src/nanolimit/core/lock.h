@@ -160,7 +160,7 @@ static inline void nl_gate_leave(const nl_party *us) {
     if (!us->members) nl_gate_leave_now();
 }
 
-typedef enum { NL_QUICKLY, NL_WAITING, NL_BRIEFLY } nl_patience; /* a few spins; until it stalls; 50 ms at most */
+typedef enum { NL_QUICKLY, NL_WAITING, NL_BRIEFLY, NL_HOLDING } nl_patience; /* a few spins; until it stalls; 50 ms at most; a few, owning slots */
 
 typedef struct {
     uint32_t tries;
@@ -177,7 +177,7 @@ static NL_NOINLINE bool nl_wait_on(const nl_party *us, nl_wait *w, nl_patience p
         w->tries++;
         return true;
     }
-    if (patience == NL_QUICKLY) return false;
+    if (patience == NL_QUICKLY || patience == NL_HOLDING) return false;
     if (!us->members) {
         nl_yield();
         return true;

@@ -606,8 +606,8 @@ static NL_NOINLINE nl_outcome nl_own_here(nl_table *t, nl_fingerprint fp, nl_now
             if (next == NL_NEXT_COMMIT && !nl_index_commit(t)) may_split = false;
             if (next == NL_NEXT_FULL) { /* now it is certain that the key is new: only then may a live key make room */
                 if (t->on_full != NL_ON_FULL_EVICT || !nl_load32(&t->head->slab.fresh)) return NL_UNTRACKED;
-                /* all that the hand saw were in use: there will be others */
-                if (may_displace && !nl_wait_on(&t->us, &w, patience, 0)) return NL_WOULD_WAIT;
+                /* all that the hand saw were in use: there will be others, unless it is we who use them */
+                if (may_displace && !nl_wait_on(&t->us, &w, patience, 0)) return patience == NL_HOLDING ? NL_UNTRACKED : NL_WOULD_WAIT;
                 may_displace = true;
             }
             continue;
