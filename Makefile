@@ -62,7 +62,7 @@ demo: $(MADE)/package ## a tour, then a replay of LOG=path, or of a generated lo
 # needs a redis-server, a browser, servers with workers, another build or processes to kill, and waits half of the time; and all the rest.
 # With PYTEST_ARGS it is one run, of what they choose.
 C_TESTS := tests/c tests/crash/test_step.py tests/crash/test_corrupt.py $(wildcard tests/integration/test_compat_*.py)
-SERVED := redis dashboard django drf fastapi flask gunicorn slowapi task uvicorn
+SERVED := redis dashboard drf fastapi flask gunicorn uvicorn
 OUTSIDE_TESTS := tests/packaging $(filter-out $(C_TESTS),$(wildcard tests/crash/test_*.py)) \
 	$(wildcard $(foreach name,$(SERVED),tests/integration/test_$(name)*.py))
 C_TESTS_NEED := $(MADE)/package $(MADE)/group-test $(if $(NANOLIMIT_REQUIRE_TOOLS),$(MADE)/group-cross)

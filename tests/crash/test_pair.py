@@ -29,7 +29,7 @@ PAIR = ["2000/day", "2040/week"]
 TALLY = struct.Struct("=qq")  # units of each key that the caller knows of
 
 WORKER = """
-import random, struct, sys
+import random, sys
 from mmap import mmap
 from nanolimit import RateLimiter, check_all
 
@@ -39,7 +39,7 @@ pair = RateLimiter(["2000/day", "2040/week"], shared=folder + "/pair", max_keys=
 one = RateLimiter("2030/day", shared=folder + "/one", max_keys=50, typical=2000)
 with open(folder + "/tally", "r+b") as file:
     memory = mmap(file.fileno(), 0)
-tally = struct.Struct("=qq")
+tally = memoryview(memory).cast("q")  # each number by one store: a pack_into fills with zeros first
 counted = [0, 0]
 print("ready", flush=True)
 held = []
@@ -61,7 +61,7 @@ while True:
         rest = dice.randint(0, first.cost) if dice.random() < 0.02 else 0
         first.commit(rest), second.commit(rest)
         counted[at] -= first.cost - rest
-    tally.pack_into(memory, 16 * place, *counted)
+    tally[2 * place], tally[2 * place + 1] = counted
 """
 
 

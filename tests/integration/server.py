@@ -131,6 +131,8 @@ def gunicorn(
     return Server(
         "gunicorn", "--bind", "fd://{fd}", "--workers", str(workers), "--chdir", str(EXAMPLES),
         "--no-control-socket",  # it would lie in the user's home
+        # Who was forked just before the master got its SIGTERM may miss his: he is killed then.
+        "--graceful-timeout", "10",
         *options, "wsgi:app", limit=limit, table=table, log=log, workers=workers,
     )  # fmt: skip
 
