@@ -26,8 +26,8 @@ TIMEOUT_S = 0.2
 #: What a busy machine may add: a thread or task that is ready to run waits for a core.
 SLACK_S = 0.8
 #: Within so many seconds after there is a new master, it is asked: the breaker's second, and a
-#: connection.
-RECOVERY_S = 5.0
+#: connection; and on a busy machine some more of both.
+RECOVERY_S = 15.0
 QUOTA = Quota(200, per=0.5)
 OPTIONS: dict[str, Any] = {
     # What is allowed was allowed by the store, then; and all is asked of it.

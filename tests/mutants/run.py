@@ -145,7 +145,6 @@ def try_one(tree: Tree, mutant: Mutant) -> str:
 
 def check_unmutated(tree: Tree, mutants: list[Mutant]) -> bool:
     tests = sorted({mutant.test for mutant in mutants})
-    tree.build()
     passed, words = tree.test(tests, TIME_OUT_S * 6)  # all of them, one after the other
     print(f"without a mutant: {len(tests)} tests: {words}", flush=True)
     return passed
@@ -190,9 +189,20 @@ def main() -> int:
                     print(f"{'':32} {mutant.file}: {mutant.why}; {mutant.test}", flush=True)
                     bad.append(mutant.name)
 
-        try:
-            if not check_unmutated(first, mutants):
+        def work_unmutated() -> None:
+            tree = idle.get()
+            try:
+                passed = check_unmutated(tree, mutants)
+            except Broken as error:
+                print(f"without a mutant: {error}", flush=True)
+                passed = False
+            finally:
+                idle.put(tree)
+            if not passed:
                 bad.append("(no mutant)")
+
+        try:
+            first.build()
         except Broken as error:
             print(f"without a mutant: {error}")
             return 1
@@ -200,7 +210,9 @@ def main() -> int:
         for number in range(1, arguments.jobs):
             idle.put(first.copy(Path(scratch) / f"tree{number}"))
         with ThreadPoolExecutor(arguments.jobs) as pool:
+            unmutated = pool.submit(work_unmutated)
             list(pool.map(work, mutants))
+            unmutated.result()
     took = time.monotonic() - begun
     print(f"{len(mutants)} mutants, {len(bad)} not as they should be, {took:.0f} s")
     return 1 if bad else 0
