@@ -9,6 +9,7 @@ import pytest
 
 from nanolimit import ManualClock, Quota, RateLimiter, _core, check_all, telemetry
 from nanolimit.errors import LimiterClosedError
+from sharing import needs_shared
 
 
 @pytest.fixture
@@ -69,9 +70,8 @@ def test_the_same_key_twice_adds_up(manual: ManualClock) -> None:
     assert limiter.peek("a").remaining == 1
 
 
+@needs_shared
 def test_several_quotas_and_shared_tables(manual: ManualClock) -> None:
-    if not _core.SHARED:
-        pytest.skip("shared tables are for Linux")
     several = RateLimiter("2/second; 3/hour", clock=manual, shared=True, max_keys=10)
     one = RateLimiter("9/hour", clock=manual)
     assert check_all([(one, "a", 3), (several, "a", 2)])
@@ -81,16 +81,18 @@ def test_several_quotas_and_shared_tables(manual: ManualClock) -> None:
     assert one.peek("a").remaining == 6
 
 
+@needs_shared
 def test_two_limiters_on_one_file(tmp_path: Any) -> None:
     """The same log under two addresses is one log."""
-    if not _core.SHARED:
-        pytest.skip("shared tables are for Linux")
     both = [RateLimiter("5/minute", shared=tmp_path / "one", max_keys=10) for _ in range(2)]
     assert check_all([(both[0], "a", 2), (both[1], "a", 2)])
     assert both[0].peek("a").remaining == 1
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+@pytest.mark.parametrize(
+    "shared",
+    [pytest.param(False, id="private"), pytest.param(True, id="shared", marks=needs_shared)],
+)
 @pytest.mark.parametrize("algorithm", _core.ALGORITHMS)
 @pytest.mark.parametrize("on_full", ["allow", "deny", "evict"])
 def test_more_new_keys_than_there_is_room_for(
