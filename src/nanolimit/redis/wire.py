@@ -214,7 +214,8 @@ class Wire:
         for pool, request in pending:
             groups.setdefault(pool, []).append(request)
         # In one order for all threads, so that none waits for what another holds that waits too;
-        # and who may take all of the time comes last.
+        # and who failed last, and may take all of the time, comes last. (Just when one fails the
+        # order of two threads may differ: then the deadline ends it.)
         sent: list[tuple[Pool, Line, list[Request]]] = []
         slow: Unavailable | None = None
         try:
